@@ -1,0 +1,12 @@
+"""Inference methods, one per file, behind one front door: ``infer(program, data, method, seed=...)``."""
+
+if __name__ != "probmix.inference":
+    raise ImportError("these files are the package probmix.inference: write 'from probmix.inference import ...'")
+
+from probmix.inference.em import EM
+from probmix.inference.infer import infer
+from probmix.inference.map import MAP
+from probmix.inference.mcmc import NUTS
+from probmix.inference.svi import SVI
+
+__all__ = ["EM", "MAP", "NUTS", "SVI", "infer"]
