@@ -1,0 +1,118 @@
+"""The data of a fit, as the arguments of a program's call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from probmix.errors import DataError
+from probmix.typing import Observing, Program
+
+__all__ = ["Arguments"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Positional and named arguments of a program, with the column names that came with them.
+
+    Args:
+        args: positional arguments; arrays have become tensors.
+        kwargs: named arguments, likewise.
+        feature_names: column names of the data frame, when there was one.
+
+    Example:
+        >>> Arguments.of(np.zeros((3, 2))).args[0].shape
+        torch.Size([3, 2])
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] | None = None
+    feature_names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, data: Any) -> Arguments:
+        """Unpack ``data``: a mapping gives named arguments, a tuple positional ones, anything else a single one.
+
+        Raises:
+            DataError: a table or array holds text or objects.
+        """
+        if isinstance(data, Arguments):
+            return data
+        if isinstance(data, Mapping):
+            return cls((), {name: _tensor(value, name) for name, value in data.items()}, _names(*data.values()))
+        values = data if isinstance(data, tuple) else (data,)
+        return cls(tuple(_tensor(v, f"argument {i}") for i, v in enumerate(values)), {}, _names(*values))
+
+    def checked_by(self, program: Program) -> Arguments:
+        """Return the arguments after the program's own check of its data, if it has one.
+
+        Raises:
+            DataError: from the program, or because a self-checking program got no single tensor.
+        """
+        if not isinstance(program, Observing):
+            return self
+        values = [*self.args, *(self.kwargs or {}).values()]
+        if len(values) != 1 or not isinstance(values[0], Tensor):
+            raise DataError(
+                f"{type(program).__name__} takes one table of data (tensor, array or data frame of shape "
+                f"(rows, columns)); got {len(values)} arguments of types {[type(v).__name__ for v in values]}. "
+                "Pass the table itself as `data`."
+            )
+        return replace(self, args=(program.observe(values[0]),), kwargs={})
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments, in call order."""
+        return [v for v in (*self.args, *(self.kwargs or {}).values()) if isinstance(v, Tensor)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the data; torch's default where there is none."""
+        return next((t.dtype for t in self.tensors if t.is_floating_point()), torch.get_default_dtype())
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the data."""
+        return next((t.device for t in self.tensors), torch.device("cpu"))
+
+    def call(self, program: Program) -> Any:
+        """Return ``program(*args, **kwargs)``."""
+        return program(*self.args, **(self.kwargs or {}))
+
+
+def _tensor(value: Any, name: str) -> Any:
+    """Arrays and tables become tensors; every other object passes as it is."""
+    if isinstance(value, pd.DataFrame | pd.Series):
+        value = _table(value, name)
+    if isinstance(value, list):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiub":
+            raise DataError(
+                f"{name}: expected numbers, got an array of dtype {value.dtype}. Convert or drop the columns of text."
+            )
+        return torch.as_tensor(np.ascontiguousarray(value).copy())
+    return value
+
+
+def _table(table: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
+    frame = table.to_frame() if isinstance(table, pd.Series) else table
+    text = [str(c) for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
+    if text:
+        numeric = [str(c) for c in frame.columns if str(c) not in text]
+        raise DataError(
+            f"{name}: expected columns of numbers, got text or objects in {text}. "
+            f"Keep the numeric ones, e.g. data[{numeric!r}], or encode the others as numbers first."
+        )
+    return table.to_numpy()
+
+
+def _names(*values: Any) -> tuple[str, ...] | None:
+    frames = [v for v in values if isinstance(v, pd.DataFrame)]
+    return tuple(map(str, frames[0].columns)) if frames else None

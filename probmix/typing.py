@@ -1,0 +1,87 @@
+"""The words at the room boundary: what a program is, and what a method may ask of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+
+from torch import Tensor
+
+__all__ = ["Additive", "ClosedFormMixture", "Dims", "Named", "NamedData", "Observing", "Program", "Sites"]
+
+#: A callable with Pyro statements; ``program(*data)``.
+Program: TypeAlias = Callable[..., Any]
+
+#: Sample-site name -> constrained value: the currency between methods.
+Sites: TypeAlias = dict[str, Tensor]
+
+#: Site name -> names of its axes (leading draw, chain or restart axes are not named here).
+Dims: TypeAlias = Mapping[str, tuple[str, ...]]
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A program that names the axes of its sites; the axis ``"component"`` is the one that relabelling permutes."""
+
+    @property
+    def dims(self) -> Dims:
+        """Site name -> axis names."""
+        ...
+
+
+@runtime_checkable
+class NamedData(Protocol):
+    """A program that names the axes of what it observes."""
+
+    @property
+    def observed_dims(self) -> Dims:
+        """Observed site name -> axis names."""
+        ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A program that checks its data once, before a fit."""
+
+    def observe(self, x: Tensor) -> Tensor:
+        """Return the data as the program wants them, or raise `DataError`."""
+        ...
+
+
+class Additive(Protocol):
+    """Sufficient statistics: the statistics of two blocks of rows add up to those of both."""
+
+    def __add__(self, other: Self) -> Self:
+        """Return the statistics of both blocks."""
+        ...
+
+
+@runtime_checkable
+class ClosedFormMixture(Protocol):
+    """What EM asks of a mixture. Sites may carry any leading batch ``*b`` (restarts); n rows, k components."""
+
+    num_components: int
+
+    def prior(self, x: Tensor) -> Any:
+        """Return the prior for these data; computed once per fit."""
+        ...
+
+    def sufficient_statistics(self, x: Tensor, responsibilities: Tensor) -> Any:
+        """Return additive statistics of rows ``(n, d)`` under responsibilities ``(*b, n, k)``."""
+        ...
+
+    def maximise(self, statistics: Any, prior: Any | None) -> Sites:
+        """Return the sites that maximise the expected log joint (``prior=None``: the expected log-likelihood)."""
+        ...
+
+    def singular_components(self, sites: Mapping[str, Tensor]) -> Tensor:
+        """Return ``(*b, k)``, true where a component has collapsed onto too few points to have a density."""
+        ...
+
+    def log_prior(self, sites: Mapping[str, Tensor], prior: Any) -> Tensor:
+        """Return the log prior density of the sites, ``(*b,)``."""
+        ...
+
+    def log_prob_components(self, x: Tensor, sites: Mapping[str, Tensor]) -> Tensor:
+        """Return log weight plus log density of every row under every component, ``(*b, n, k)``."""
+        ...
