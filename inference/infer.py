@@ -30,7 +30,8 @@ def infer(
     """Fit a program to data by a method: ``p(sites | data)`` as a point, a guide or draws.
 
     Everything runs on the data's device in the data's dtype, from the given seed, in a parameter store of its own;
-    the caller's random state, parameter store and validation flags are as before afterwards. Ctrl-C ends the fit and
+    the caller's random state, parameter store and flags are as before afterwards. Small data (fewer than 131,072
+    numbers) run on one thread: more would only wait for each other. Ctrl-C ends the fit and
     returns what it has, with a status that says so.
 
     Args:
@@ -62,7 +63,7 @@ def infer(
     arguments = Arguments.of(data).checked_by(program)
     program = copy.deepcopy(program) if isinstance(program, nn.Module) else program  # its parameters stay the caller's
     start = time.perf_counter()
-    with isolated(seed, dtype=arguments.dtype, device=arguments.device):
+    with isolated(seed, dtype=arguments.dtype, device=arguments.device, threads=arguments.threads):
         posterior = _run(Problem(program, arguments, seed), method, progress)
     posterior = dataclasses.replace(posterior, seconds=time.perf_counter() - start)
     if throw and posterior.status.state == "failed":

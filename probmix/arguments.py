@@ -16,6 +16,8 @@ from probmix.typing import Observing, Program
 
 __all__ = ["Arguments"]
 
+_SMALL = 2**17  # numbers; torch itself splits no elementwise operation below 2**15, but its linear algebra does
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -80,6 +82,11 @@ class Arguments:
     def device(self) -> torch.device:
         """The device of the data."""
         return next((t.device for t in self.tensors), torch.device("cpu"))
+
+    @property
+    def threads(self) -> int | None:
+        """Threads worth using: one for small data, whose operations are over before a second thread has woken up."""
+        return 1 if sum(t.numel() for t in self.tensors) < _SMALL else None
 
     def call(self, program: Program) -> Any:
         """Return ``program(*args, **kwargs)``."""

@@ -14,7 +14,7 @@ __all__ = ["isolated", "unvalidated"]
 
 
 @contextmanager
-def isolated(seed: int, *, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+def isolated(seed: int, *, dtype: torch.dtype, device: torch.device, threads: int | None = None) -> Iterator[None]:
     """Seed every generator and give the block a parameter store of its own; put everything back afterwards.
 
     Inside, new tensors take the data's ``dtype`` and ``device`` by default, so that a program's
@@ -24,6 +24,7 @@ def isolated(seed: int, *, dtype: torch.dtype, device: torch.device) -> Iterator
         seed: seeds torch (CPU and the data's device), NumPy and ``random``.
         dtype: floating-point default inside the block.
         device: default device inside the block.
+        threads: torch's threads inside the block; None leaves them as they are.
 
     Example:
         >>> before = torch.random.get_rng_state()
@@ -35,8 +36,9 @@ def isolated(seed: int, *, dtype: torch.dtype, device: torch.device) -> Iterator
     """
     states = random.getstate(), np.random.get_state(), torch.get_default_dtype()  # noqa: NPY002 (the global one)
     cuda = [device] if device.type == "cuda" else []
-    validating = torch.distributions.Distribution._validate_args
+    validating, threads_before = torch.distributions.Distribution._validate_args, torch.get_num_threads()
     try:
+        torch.set_num_threads(threads or threads_before)
         with (
             torch.random.fork_rng(devices=cuda),
             pyro.get_param_store().scope(),
@@ -50,6 +52,7 @@ def isolated(seed: int, *, dtype: torch.dtype, device: torch.device) -> Iterator
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_default_dtype(states[2])
+        torch.set_num_threads(threads_before)
         torch.distributions.Distribution.set_default_validate_args(validating)
 
 

@@ -47,6 +47,11 @@ def test_dtype_and_device_follow_the_first_floats():
     assert Arguments.of(()).device == torch.device("cpu")
 
 
+def test_small_data_take_one_thread():
+    assert Arguments.of(torch.zeros(272, 2)).threads == 1
+    assert Arguments.of(torch.zeros(100_000, 2)).threads is None
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -20,6 +20,7 @@ def snapshot():
         random.getstate(),
         np.random.get_state()[1].tolist(),  # noqa: NPY002 (the global one)
         torch.get_default_dtype(),
+        torch.get_num_threads(),
         torch.distributions.Distribution._validate_args,
         sorted(pyro.get_param_store()),
     )
@@ -29,7 +30,8 @@ def snapshot():
 def test_everything_comes_back(fail):
     before = snapshot()
     try:
-        with isolated(3, dtype=torch.float64, device=CPU):
+        with isolated(3, dtype=torch.float64, device=CPU, threads=1):
+            assert torch.get_num_threads() == 1
             pyro.param("leak", torch.randn(2))
             random.random()
             np.random.rand()  # noqa: NPY002

@@ -20,6 +20,7 @@ from probmix.inference.mcmc import NUTSState
 from probmix.inference.method import Problem
 from probmix.inference.starts import starting_points
 from probmix.isolation import isolated
+from probmix.relabel import relabel
 from probmix.status import FitWarning
 
 SHORT = NUTS(chains=2, warmup=150, draws=250)
@@ -80,6 +81,21 @@ def test_chains_of_a_mixture_start_apart_and_agree_after_ordering():
     assert (rhat(ordered) < 1.05).all()
     assert fit.status.state == "complete"
     assert "2 chains of 250 draws, 0 divergent" in fit.status.message
+
+
+def test_chains_that_disagree_because_of_labels_agree_after_relabelling():
+    """Users read the r-hat of switched labels as failure to mix; relabel() tells the two apart."""
+    x, model = two_groups(), one_dimensional()
+    sites = infer(model, x, EM(), seed=0).sites()
+    apart = {name: torch.stack([value, value.flip(0)]) for name, value in sites.items()}
+    fit = infer(model, x, NUTS(chains=2, warmup=150, draws=250, init=apart), seed=0)
+    matched = relabel(fit, reference=sites)
+    assert (rhat(fit.draws["loc"].numpy()) > 1.5).all()
+    assert (rhat(matched.draws["loc"].numpy()) < 1.05).all()
+    torch.testing.assert_close(
+        model.log_joint(x, matched.draws), model.log_joint(x, fit.draws), rtol=1e-12, atol=0
+    )  # the same draws, other numbers on the components
+    assert torch.equal(fit.draws["loc"], infer(model, x, fit.method, seed=0).draws["loc"])  # never silently
 
 
 def test_every_chain_has_an_em_start_of_its_own():
