@@ -51,6 +51,7 @@ class Pointwise:
         self._plates: dict[str, Ordinal] = {
             name: frozenset(trace.nodes[name]["cond_indep_stack"]) for name in (*observed, *discrete)
         }
+        self._ranks = {name: trace.nodes[name]["value"].dim() - trace.nodes[name]["fn"].event_dim for name in observed}
         self.units = self._find_units()
 
     def dims(self, name: str) -> tuple[str, ...]:
@@ -81,8 +82,10 @@ class Pointwise:
         return units + [Unit(name, self._plates[name], enumerated=False) for name in alone]
 
     def _entry(self, unit: Unit, terms: Sites) -> Tensor:
-        if not unit.enumerated:
-            return terms[unit.name]
+        if not unit.enumerated:  # a discrete site with a single value leaves an axis of length 1 to the left
+            value = terms[unit.name]
+            surplus = value.dim() - self._ranks[unit.name]
+            return value.flatten(0, surplus) if surplus > 0 else value
         if not unit.plates:
             raise ProgramError(
                 f"the discrete sites behind {unit.name!r} stand outside every plate, so all observations share "
