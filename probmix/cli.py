@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -207,7 +207,7 @@ def _settings(method: MethodName, given: Mapping[str, float | None]) -> Abstract
     """Return the method with the settings that were given; a setting that it lacks is refused."""
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
-        having = [other for other, cls in _METHODS.items() if name in {f.name for f in dataclasses.fields(cls)}]
+        having = [other for other, cls in _METHODS.items() if name in inspect.signature(cls).parameters]
         if method not in having:
             option = f"--{name.replace('_', '-')}"
             raise MethodError(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class LogDensity:
 
     def __init__(self, program: Program, arguments: Arguments, params: Sites | None = None) -> None:
         self.arguments, self._name = arguments, getattr(program, "__name__", type(program).__name__)
-        dims = {
+        dims: dict[str, tuple[str, ...]] = {
             **(program.dims if isinstance(program, Named) else {}),
             **(program.observed_dims if isinstance(program, NamedData) else {}),
         }
@@ -244,12 +245,15 @@ class LogDensity:
         return {site.name: len(site.shape) for site in self.latents}
 
     def _flatten(self, z: Tensor, jacobian: bool) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        def value(point: Tensor) -> Tensor:  # a function of one argument: make_fx counts them
+            return self._value(point, jacobian)
+
         try:
             with self._fast():
-                graph = make_fx(torch.func.grad_and_value(lambda z: self._value(z, jacobian)))(z.detach())
+                graph = make_fx(torch.func.grad_and_value(value))(z.detach())
         except RuntimeError as reason:
             self._say_once(reason)
-            return lambda z: self._eager_gradient(z, jacobian)
+            return partial(self._eager_gradient, jacobian=jacobian)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph

@@ -51,7 +51,8 @@ class Pointwise:
         self._plates: dict[str, Ordinal] = {
             name: frozenset(trace.nodes[name]["cond_indep_stack"]) for name in (*observed, *discrete)
         }
-        self._ranks = {name: trace.nodes[name]["value"].dim() - trace.nodes[name]["fn"].event_dim for name in observed}
+        nodes: dict[str, Any] = dict(trace.nodes)
+        self._ranks = {name: nodes[name]["value"].dim() - nodes[name]["fn"].event_dim for name in observed}
         self.units = self._find_units()
 
     def dims(self, name: str) -> tuple[str, ...]:
