@@ -20,6 +20,7 @@ from probmix.status import Status
 
 __all__ = ["NUTS"]
 
+_FEWEST_DRAWS = 4  # for which ArviZ gives an effective sample size
 _JITTER_STD = 0.1  # unconstrained units: chains never start at the very same point
 
 
@@ -109,6 +110,9 @@ class NUTS(AbstractMethod):
             return None
         divergent = int(torch.stack([s["diverging"] for s in state.stats]).sum())
         advice = f" Raise target_accept={self.target_accept:g}, or reparameterise." if divergent else ""
+        accepted = float(torch.stack([s["acceptance_rate"] for s in state.stats]).double().mean(0).min())
+        if accepted < self.target_accept / 2:
+            advice += f" A chain accepted only {accepted:.2f} of its moves: raise warmup={self.warmup}."
         return Status("complete", f"{self.chains} chains of {self.draws} draws, {divergent} divergent.{advice}")
 
     def finish(self, problem: Problem, state: NUTSState, status: Status) -> DrawsPosterior:
@@ -140,7 +144,8 @@ class NUTS(AbstractMethod):
             return {"phase": "warm-up", "step size": f"{state.kernels[0].step_size:.3g}"}
         divergent = int(sum(s["diverging"].sum() for s in state.stats))
         log_density = torch.stack([s["lp"] for s in state.stats], 1).cpu().numpy()
-        return {"phase": "sampling", "divergent": str(divergent), "ESS": f"{float(ess(log_density)):.0f}"}
+        size = f"{float(ess(log_density)):.0f}" if len(state.stats) >= _FEWEST_DRAWS else "-"
+        return {"phase": "sampling", "divergent": str(divergent), "ESS": size}
 
     def _kernel(self, density: LogDensity, z: Tensor) -> RecordingNUTS:
         kernel = RecordingNUTS(

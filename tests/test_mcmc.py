@@ -160,10 +160,12 @@ def test_interrupted_before_anything_was_drawn(monkeypatch):
 
 
 def test_divergences_come_with_advice():
-    stats = ({"diverging": torch.tensor([True, False])}, {"diverging": torch.tensor([True, True])})
+    accepted = torch.tensor([0.7, 0.1])
+    stats = tuple({"diverging": torch.tensor(d), "acceptance_rate": accepted} for d in ([True, False], [True, True]))
     state = NUTSState((), torch.zeros(2, 1), (), stats, 2)
     status = NUTS(chains=2, warmup=0, draws=2, target_accept=0.7).status(None, state)
     assert "3 divergent. Raise target_accept=0.7, or reparameterise" in status.message
+    assert "A chain accepted only 0.10 of its moves: raise warmup=0" in status.message
 
 
 def test_no_finite_start_names_the_site():

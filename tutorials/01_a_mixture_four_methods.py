@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A mixture, four methods, one kind of result
 #
-# We write one model and fit it in four ways: EM, MAP, SVI and NUTS. All four answers speak the same language, so we
-# can put them side by side and see what each of them knows and does not know. On the way we read the diagnostics, one
-# by one.
+# We write one model and fit it in four ways: EM, MAP, SVI and NUTS. All four answers speak the same language, so we can
+# put them side by side and see what each of them knows and does not know. On the way we read the diagnostics, one by
+# one.
 #
 # Every number in the text is checked by an `assert` in the cell next to it. If one stops being true, this page fails.
 
@@ -36,8 +36,8 @@ plt.rcParams["figure.dpi"] = 90
 # %% [markdown]
 # ## The data
 #
-# 272 eruptions of the geyser Old Faithful: how long each took, and how long the wait for the next one was, in
-# minutes. A data frame can be used as it is. Its column names come back in every table and picture.
+# 272 eruptions of the geyser Old Faithful: how long each took, and how long the wait for the next one was, in minutes.
+# A data frame can be used as it is. Its column names come back in every table and picture.
 
 # %%
 table = load_faithful().frame()
@@ -75,6 +75,7 @@ plot_history(em.history, ax=left)
 left.set_title("EM: objective by step, 20 restarts", fontsize="medium")
 plot_density(table, model, em.sites(), ax=right)
 _ = right.set_title("EM: the best point", fontsize="medium")
+
 # %% [markdown]
 # All twenty end at the same value. That is a fact about this model and these data, not about EM. With four components
 # the same twenty starts end in several places, and only the report of all objectives tells you so:
@@ -89,9 +90,9 @@ assert len(ends) > 1
 # ### Against a published value
 #
 # By default EM maximises the posterior density (`objective="map"`), so its objective contains the log prior. With
-# `objective="ml"` it maximises the likelihood alone, which others have done before. The R package mclust lists a BIC
-# of −2322.192 for this model (`VVV`, 2 components) and these data. In mclust's convention BIC = 2 log L − p log N,
-# with p = 11 parameters and N = 272 rows, so that log L = −1130.264.
+# `objective="ml"` it maximises the likelihood alone, which others have done before. The R package mclust lists a BIC of
+# −2322.192 for this model (`VVV`, 2 components) and these data. In mclust's convention BIC = 2 log L − p log N, with p
+# = 11 parameters and N = 272 rows, so that log L = −1130.264.
 
 # %%
 ml = infer(model, table, EM(restarts=20, objective="ml"), seed=0)
@@ -106,8 +107,8 @@ assert abs(ml.objective - published) < 2.5e-4  # half of the BIC's last digit, h
 # `MAP()` knows nothing of mixtures. It sums the assignments out of the Pyro program and follows the gradient. It must
 # find the point that EM found; if not, the program and the closed form would be two different models.
 #
-# By default it would start from a short EM run. For an honest test we start it by hand, with both components as wide
-# as the whole data, and centred at the quartiles.
+# By default it would start from a short EM run. For an honest test we start it by hand, with both components as wide as
+# the whole data, and centred at the quartiles.
 
 # %%
 start = {
@@ -127,8 +128,8 @@ for name, value in map_fit.sites().items():
 
 # %% [markdown]
 # A bad start is no match for restarts. `init="random"` starts near 0, as many programs do, but these data are near
-# (3.5, 71). All four restarts agree with each other, call themselves converged, and are 159 nats too low. One
-# component has taken all the weight:
+# (3.5, 71). All four restarts agree with each other, call themselves converged, and are 159 nats too low. One component
+# has taken all the weight:
 
 # %%
 lost = infer(model, table, MAP(init="random"), seed=0)
@@ -140,9 +141,9 @@ if full:
 # %% [markdown]
 # ## SVI: a distribution, fitted
 #
-# A point has no width. SVI fits a Gaussian *guide* to the posterior (on unconstrained scales) by raising a lower
-# bound of the log evidence, the ELBO. We fit two guides: `"full_rank"`, with all correlations, and `"diagonal"`, the
-# *mean field*, with none. Both start from the sites that EM found; sites are what one fit hands to the next.
+# A point has no width. SVI fits a Gaussian *guide* to the posterior (on unconstrained scales) by raising a lower bound
+# of the log evidence, the ELBO. We fit two guides: `"full_rank"`, with all correlations, and `"diagonal"`, the *mean
+# field*, with none. Both start from the sites that EM found; sites are what one fit hands to the next.
 
 # %%
 settings = {"init": em.sites(), "num_draws": 4000, "max_steps": max_steps}
@@ -157,7 +158,6 @@ print(f"full rank is closer by {gain:.2f} ± {gain_std:.2f} nats")
 if full:
     assert gain > 5 * gain_std
 
-
 # %%
 fig, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
 for colour, (name, fit) in zip(("C0", "C1"), guides.items(), strict=True):
@@ -166,22 +166,22 @@ for colour, (name, fit) in zip(("C0", "C1"), guides.items(), strict=True):
     ax.plot(steps.rolling(50).mean(), color=colour, label=f"{name}: mean of 50 steps")
 ax.set(xlabel="step", ylabel="ELBO estimate, nats", ylim=(-1180, -1164))
 _ = ax.legend(loc="lower right")
+
 # %% [markdown]
 # Read it like this:
 #
 # * Each step sees a random estimate, so the curve is rough. Look at the mean of many steps.
-# * Here and there it steps up and gets smoother: there the learning rate was lowered, and the guide jitters less
-#   about its place. When lowering it no longer helps, the fit ends. A curve that is cut off while it rises would be a
-#   bad sign, and `status` would say so.
+# * Here and there it steps up and gets smoother: there the learning rate was lowered, and the guide jitters less about
+#   its place. When lowering it no longer helps, the fit ends. A curve that is cut off while it rises would be a bad
+#   sign, and `status` would say so.
 # * The difference between the two ends is a difference in Kullback-Leibler distance to the posterior. Full rank is
 #   closer.
 # * The height says nothing about how close either of them is. For that we need something better to compare with.
-
-# %% [markdown]
+#
 # ## NUTS: draws from the posterior
 #
-# Four chains. Each starts from a short EM run of its own. The warm-up is short to keep this page quick; the
-# diagnostics below must tell whether it was enough.
+# Four chains. Each starts from a short EM run of its own. The warm-up is short to keep this page quick; the diagnostics
+# below must tell whether it was enough.
 
 # %%
 nuts = NUTS(chains=4, warmup=60, draws=300) if full else NUTS(chains=4, warmup=12, draws=12, max_tree_depth=4)
@@ -202,8 +202,8 @@ fig = plot_components(mcmc.draws, dims=model.dims, sites=["loc"], feature_names=
 # %% [markdown]
 # No chain wanders. But some call the short eruptions "component 0", others call them "component 1". Nothing in the
 # model says which is which: swapping the two names leaves the likelihood and the prior as they are. This is *label
-# switching*. The density of the data is the same in every chain; a table row like `loc[0]` is a mean over two
-# different things, and means nothing.
+# switching*. The density of the data is the same in every chain; a table row like `loc[0]` is a mean over two different
+# things, and means nothing.
 #
 # Two checks before anything is repaired:
 #
@@ -235,8 +235,8 @@ fig = plot_components(matched.draws, dims=model.dims, sites=["loc"], feature_nam
 # %% [markdown]
 # Now the chains lie on top of each other, the rank curves stay mostly within their band, and r-hat is 1.00.
 #
-# What `relabel` does not do: it never moves a chain to another mode. Had one chain found a different *solution*,
-# r-hat of `lp` would have shown it, and r-hat of the sites would still be bad after relabelling.
+# What `relabel` does not do: it never moves a chain to another mode. Had one chain found a different *solution*, r-hat
+# of `lp` would have shown it, and r-hat of the sites would still be bad after relabelling.
 
 # %%
 worst_rhat = max(rhat(value.numpy()).max() for value in matched.draws.values())
@@ -281,19 +281,14 @@ fig, ax = plt.subplots(figsize=(7, 2.8), layout="constrained")
 bins = np.linspace(-12, 14, 53)
 centred = stats["energy"] - stats["energy"].mean(1, keepdim=True)
 ax.hist(centred.flatten().numpy(), bins, color="0.8", label="energy, less its mean")
-ax.hist(
-    stats["energy"].diff(dim=1).flatten().numpy(),
-    bins,
-    histtype="step",
-    linewidth=1.5,
-    label="its change, draw to draw",
-)
+change = stats["energy"].diff(dim=1).flatten().numpy()
+ax.hist(change, bins, histtype="step", linewidth=1.5, label="its change from draw to draw")
 ax.set(xlabel="nats", yticks=[])
 _ = ax.legend()
 
 # %% [markdown]
-# The two histograms should have about the same width. Were the changes much narrower, the sampler would need many
-# draws to get from one end of the energies to the other. `az.plot_energy(data)` draws the same.
+# The two histograms should have about the same width. Were the changes much narrower, the sampler would need many draws
+# to get from one end of the energies to the other. `az.plot_energy(data)` draws the same.
 #
 # ## What SVI got right, and what not
 #
@@ -302,16 +297,10 @@ _ = ax.legend()
 
 
 # %%
-def sds(fit, **settings):
-    container = fit.to_arviz(log_likelihood=False, predictive_draws=0, prior_draws=0)
-    return az.summary(container, round_to="none", **settings)
-
-
-judge = sds(matched)
+judge = az.summary(data, round_to="none")
 judge = judge.drop([row for row in judge.index if "waiting, eruptions" in row or row == "weights[1]"])  # told already
-ratio = pd.DataFrame({name: sds(fit, kind="stats")["sd"] / judge["sd"] for name, fit in guides.items()}).loc[
-    judge.index
-]
+stats_of = {name: az.summary(fit.to_arviz(), kind="stats", round_to="none") for name, fit in guides.items()}
+ratio = pd.DataFrame({name: of["sd"] / judge["sd"] for name, of in stats_of.items()}).loc[judge.index]
 
 fig, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
 error, height = 2 * judge["mcse_sd"] / judge["sd"], np.arange(len(ratio))
@@ -339,16 +328,16 @@ if full:
     assert (weight_stds / share_std - 1).abs().max() < 0.12  # four times 3 %
 
 # %% [markdown]
-# Full rank comes within a few percent on average; single sds are off by up to a tenth, and which ones depends on
-# where the random climb happened to stop. The mean field is too narrow nearly everywhere.
+# Full rank comes within a few percent on average; single sds are off by up to a tenth, and which ones depends on where
+# the random climb happened to stop. The mean field is too narrow nearly everywhere.
 #
 # Where both guides leave a bar on the same side, suspect the judge too: one bar in twenty is missed by chance. The
 # weight can be checked without any method. Nearly every eruption is clearly in one group, so its sd must be close to
 # that of a share, √(w(1 − w)/N) = 0.029.
 #
-# One reason why the mean field is too narrow can be read off: in each component the mean eruption and the mean wait
-# are correlated. A guide without correlations can only give the spread of one *with the other held still*, which for
-# a Gaussian is smaller by √(1 − ρ²).
+# One reason why the mean field is too narrow can be read off: in each component the mean eruption and the mean wait are
+# correlated. A guide without correlations can only give the spread of one *with the other held still*, which for a
+# Gaussian is smaller by √(1 − ρ²).
 
 
 # %%
@@ -391,8 +380,8 @@ fig = plot_predictive_check(table, data["posterior_predictive"]["x"].values)
 
 # %% [markdown]
 # The replicated curves enclose the observed one, and no p-value is near 0 or 1. Do not stop here. Mean and spread are
-# what the model was fitted to; it would be odd if it missed them. Ask for something that the fit did *not* aim at.
-# The components are Gaussian, hence symmetric. Are the short eruptions?
+# what the model was fitted to; it would be odd if it missed them. Ask for something that the fit did *not* aim at. The
+# components are Gaussian, hence symmetric. Are the short eruptions?
 
 
 # %%
@@ -417,15 +406,15 @@ assert observed > 1
 assert p_value < 0.01
 
 # %% [markdown]
-# They are not. They begin sharply and tail off slowly, and no replicated data set looks like that. So this model
-# finds the two groups and their means well, and would be a poor guide to the shortest eruptions. That is a use of the
-# model we can now decide on.
+# They are not. They begin sharply and tail off slowly, and no replicated data set looks like that. So this model finds
+# the two groups and their means well, and would be a poor guide to the shortest eruptions. That is a use of the model
+# we can now decide on.
 #
 # ## One, two or three components?
 #
 # `az.loo` estimates how well each observation is predicted from all the others (the expected log predictive density,
-# elpd; higher is better). It needs the log-likelihood of every single row with its unknown component summed out,
-# which `to_arviz` has put there. SVI is fast enough to fit all three models here.
+# elpd; higher is better). It needs the log-likelihood of every single row with its unknown component summed out, which
+# `to_arviz` has put there. SVI is fast enough to fit all three models here.
 
 # %%
 fits = {
@@ -439,11 +428,10 @@ if full:
 comparison.round(2)
 
 # %% [markdown]
-# One component is out of the question: the difference is many times its standard error `dse`. Between two and three
-# it is about one `dse`: these data do not decide. A third component mends the shape of the groups (we have just seen
-# what is wrong with it) and need not be a third kind of eruption. Take two if you want to speak of groups; three if
-# you want the density. `weight` is how much of each to mix for the best predictions. It is not the probability of a
-# model.
+# One component is out of the question: the difference is many times its standard error `dse`. Between two and three it
+# is about one `dse`: these data do not decide. A third component mends the shape of the groups (we have just seen what
+# is wrong with it) and need not be a third kind of eruption. Take two if you want to speak of groups; three if you want
+# the density. `weight` is how much of each to mix for the best predictions. It is not the probability of a model.
 #
 # A word of caution. The draws here are those of a guide, and `az.loo` takes them for draws of the posterior. So check
 # one against NUTS:
@@ -457,8 +445,8 @@ both.round(2)
 # %% [markdown]
 # ## What a point cannot tell
 #
-# EM and MAP give a point. It is put into a group of its own, `point_estimate`, not into `posterior`: a table of sds
-# or r-hats of a point would be nonsense, and `az.loo` would count one draw as certainty. All of them refuse.
+# EM and MAP give a point. It is put into a group of its own, `point_estimate`, not into `posterior`: a table of sds or
+# r-hats of a point would be nonsense, and `az.loo` would take one draw for certainty. Both refuse.
 
 # %%
 point = em.to_arviz()

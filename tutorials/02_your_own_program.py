@@ -70,8 +70,8 @@ def zero_inflated(counts):
 # Two things to know about such programs:
 #
 # * You do not sum over `inflated`. probmix finds discrete sites and sums them out, exactly.
-# * Write `torch.where`, not `rate * (1 - inflated)`. Both have the same value. But for a night with moths and a
-#   failed lamp the log probability is minus infinity, and the product has the gradient 0 · ∞, which is not a number.
+# * Write `torch.where`, not `rate * (1 - inflated)`. Both have the same value. But for a night with moths and a failed
+#   lamp the log probability is minus infinity, and the product has the gradient 0 · ∞, which is not a number.
 #
 # ## The exact answer
 #
@@ -166,9 +166,9 @@ az.summary(data).round(3)
 # The built-in guide is a Gaussian on unconstrained scales, here with its correlation. It starts at the MAP: sites are
 # what one fit hands to the next.
 #
-# A guide may also be a function of yours. It takes the same arguments as the program and samples the same
-# *continuous* sites. The discrete site does not appear: it is summed out. This one is a Beta times a Gamma, the right
-# supports but no correlation.
+# A guide may also be a function of yours. It takes the same arguments as the program and samples the same *continuous*
+# sites. The discrete site does not appear: it is summed out. This one is a Beta times a Gamma, the right supports but
+# no correlation.
 
 
 # %%
@@ -240,10 +240,10 @@ for ax, (name, (share, rate)) in zip(axes, flat.items(), strict=True):
 _ = axes[0].set_ylabel("rate")
 
 # %% [markdown]
-# Lines: the exact posterior (25, 75, 95 and 99 %). Star: the truth. NUTS and the built-in guide fill the lines. Our
-# own guide lies across them: it has the widths but no tilt. More failed lamps and more moths on good nights explain
-# the same zeros, so the two unknowns rise together; a guide that is a product cannot say so. That, not its supports,
-# is what it paid for with its lower ELBO.
+# Lines: the exact posterior (25, 75, 95 and 99 %). Star: the truth. NUTS and the built-in guide fill the lines. Our own
+# guide lies across them: it has the widths but no tilt. More failed lamps and more moths on good nights explain the
+# same zeros, so the two unknowns rise together; a guide that is a product cannot say so. That, not its supports, is
+# what it paid for with its lower ELBO.
 
 # %%
 assert 0.3 < exact["corr"] < 0.4
@@ -287,8 +287,8 @@ assert loser["elpd_diff"] > 4 * loser["dse"]
 comparison.round(2)
 
 # %% [markdown]
-# The difference in expected log predictive density is many times its own standard error (`dse`). The predictive check
-# says *why* the Poisson loses: it cannot make as many zeros as there are.
+# The difference in expected log predictive density is more than four times its own standard error (`dse`). The
+# predictive check says *why* the Poisson loses: it cannot make as many zeros as there are.
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
@@ -308,9 +308,9 @@ assert 0.05 < (shares["zero-inflated"] >= observed_zeros).mean() < 0.95
 # %% [markdown]
 # ## Was the lamp off?
 #
-# Summing a discrete site out does not lose it. Given the two numbers of a draw, Bayes' rule gives the probability
-# that a night with zero moths was a night with a failed lamp: s / (s + (1 − s) e⁻ʳ). Over all draws this is a
-# posterior distribution, with its own uncertainty.
+# Summing a discrete site out does not lose it. Given the two numbers of a draw, Bayes' rule gives the probability that
+# a night with zero moths was a night with a failed lamp: s / (s + (1 − s) e⁻ʳ). Over all draws this is a posterior
+# distribution, with its own uncertainty.
 
 # %%
 share, rate = flat["NUTS"]
