@@ -98,9 +98,9 @@ class MAP(AbstractMethod):
         if not finite.any():
             return Status(
                 "failed",
-                f"the log density or its gradient was not finite in all {self.restarts} restarts. Either it has no maximum "
-                "inside the support: check the priors for densities that grow without bound. Or a gradient is 0 times "
-                "infinity: choose between values by torch.where, not by multiplying with 0.",
+                f"the log density or its gradient was not finite in all {self.restarts} restarts. Either it has no "
+                "maximum inside the support: check the priors for densities that grow without bound. Or a gradient is "
+                "0 times infinity: choose between values by torch.where, not by multiplying with 0.",
             )
         if not state.active.any():
             return Status("converged", f"the last step gained less than {self.tolerance:g} nats")

@@ -15,6 +15,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 from scipy.stats import invwishart, multivariate_normal, multivariate_t
+from scipy.stats import t as student_t
 
 Array = NDArray[np.float64]
 
@@ -159,11 +160,12 @@ class Exact:
         size = len(point)
         df = self.dof - size + 1
         shape = self.scatter * ((self.kappa + 1) / (self.kappa * df))[..., None, None]
-        terms = [
-            [multivariate_t(self.loc[z, k], shape[z, k], df[z, k]).pdf(point) for k in range(self.loc.shape[1])]
-            for z in range(len(self.loc))
-        ]
-        return float(self.probability @ (self.weights * np.array(terms)).sum(-1))
+        if size == 1:
+            terms = student_t(df, self.loc[..., 0], np.sqrt(shape[..., 0, 0])).pdf(point[0])
+        else:
+            components = zip(*(a.reshape(-1, *a.shape[2:]) for a in (self.loc, shape, df)), strict=True)
+            terms = np.reshape([multivariate_t(*component).pdf(point) for component in components], df.shape)
+        return float(self.probability @ (self.weights * terms).sum(-1))
 
     def mean_of_means(self) -> Array:
         """Posterior mean of ``sum_k w_k loc_k``."""
