@@ -68,8 +68,8 @@ def test_the_check_keeps_its_false_alarm_rate():
 def test_the_check_refuses_a_wrong_posterior(wrong):
     """Negative control: standard deviation times or over 1.5, mean off by 0.75 of it: 200 simulations see 98% of such.
 
-    The 56 simulations of NUTS below see, in any one of eight quantities, nine errors in ten of a factor of 2 in the
-    standard deviation, and eight in ten of 0.75 of it in the mean (measured with this check on exact draws).
+    With any one of eight quantities wrong, the 56 simulations of NUTS below see eight in ten errors of a factor of 2 in
+    the standard deviation, and seven in ten of 0.75 of it in the mean (measured with this check on exact draws).
     """
     generator = np.random.default_rng(1)
     assert smallest_p_value(conjugate_ranks(200, generator)) > FALSE_ALARM
