@@ -91,7 +91,7 @@ def synthetic(rows: int) -> Tensor:
 
 def cases(quick: bool) -> list[Case]:
     """What is measured; wine has too many columns for three full covariances, which collapse."""
-    small, large, rows = (100, 20, 2_000) if quick else (2_000, 100, 20_000)
+    small, large, rows = (100, 20, 2_000) if quick else (2_000, 30, 20_000)
     return [
         Case("faithful", load_faithful().x, GaussianMixture(2), small),
         Case("iris", load_iris().x, GaussianMixture(3), small),

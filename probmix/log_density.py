@@ -125,7 +125,7 @@ class LogDensity:
         )
         self._said = False
         self._choose_evaluator(trace)
-        self._flat: dict[bool, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
+        self._flat: dict[tuple[bool, int | None], Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
 
     # -- the flat vector --------------------------------------------------------------------------------------------
 
@@ -161,14 +161,18 @@ class LogDensity:
         return self._run(self._log_joint, {site.name: sites[site.name] for site in self.latents})
 
     def value_and_grad(self, z: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
-        """Return the value and gradient at one vector ``z`` of shape ``(dim,)``, through a flat graph of the program.
+        """Return value ``(*b,)`` and gradient ``(*b, dim)`` at ``z`` ``(*b, dim)``, through a flat graph of the program.
 
-        The graph is traced once; a program that cannot be traced (control flow that depends on a value) runs eagerly.
+        A graph is traced once for each size of the batch; a program that cannot be traced (control flow that depends
+        on a value) runs eagerly.
         """
-        if jacobian not in self._flat:
-            self._flat[jacobian] = self._flatten(z, jacobian)
-        grad, value = self._flat[jacobian](z)
-        return value, grad
+        batch = z.shape[:-1]
+        rows = z.reshape(-1, self.dim) if batch else z
+        key = jacobian, len(rows) if batch else None
+        if key not in self._flat:
+            self._flat[key] = self._flatten(rows, jacobian)
+        grad, value = self._flat[key](rows)
+        return value.reshape(batch), grad.reshape(z.shape)
 
     def pointwise(self, sites: Mapping[str, Tensor], *, max_elements: int = 2**22) -> Sites:
         """Return the log-likelihood of each observation, discrete sites summed out: name -> ``(*b, n, ...)``.
@@ -248,15 +252,24 @@ class LogDensity:
         def value(point: Tensor) -> Tensor:  # a function of one argument: make_fx counts them
             return self._value(point, jacobian)
 
+        gradient = torch.func.grad_and_value(value)
+        if z.dim() > 1:
+            if not self._vectorise:
+                return partial(self._row_by_row, jacobian=jacobian)
+            gradient = torch.func.vmap(gradient)
         try:
             with self._fast():
-                graph = make_fx(torch.func.grad_and_value(value))(z.detach())
+                graph = make_fx(gradient)(z.detach())
         except RuntimeError as reason:
             self._say_once(reason)
             return partial(self._eager_gradient, jacobian=jacobian)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph
+
+    def _row_by_row(self, z: Tensor, jacobian: bool) -> tuple[Tensor, Tensor]:
+        pairs = [self.value_and_grad(row, jacobian=jacobian) for row in z]
+        return torch.stack([grad for _, grad in pairs]), torch.stack([value for value, _ in pairs])
 
     def _eager_gradient(self, z: Tensor, jacobian: bool) -> tuple[Tensor, Tensor]:
         with self._fast(), torch.enable_grad():
