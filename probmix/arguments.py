@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,6 +87,35 @@ class Arguments:
     def threads(self) -> int | None:
         """Threads worth using: one for small data, whose operations are over before a second thread has woken up."""
         return 1 if sum(t.numel() for t in self.tensors) < _SMALL else None
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Arguments:
+        """Return the arguments with other tensors in the place of theirs, in call order."""
+        rest = iter(tensors)
+        args = tuple(next(rest) if isinstance(v, Tensor) else v for v in self.args)
+        kwargs = {name: next(rest) if isinstance(v, Tensor) else v for name, v in (self.kwargs or {}).items()}
+        return replace(self, args=args, kwargs=kwargs)
+
+    def require_like(self, other: Arguments, *, leading: int = 0) -> None:
+        """Raise unless the tensors have the shapes and dtypes of another call's, ``leading`` axes aside.
+
+        Raises:
+            DataError: it names the argument, both shapes and the next step.
+        """
+        ours, theirs = self._named(), other._named()
+        if list(ours) != list(theirs):
+            raise DataError(f"expected the arguments {list(theirs)}, got {list(ours)}. Pass data of the same kind.")
+        for name, (value, like) in ((n, (ours[n], theirs[n])) for n in ours):
+            if not isinstance(value, Tensor) or not isinstance(like, Tensor):
+                continue
+            if value.shape[leading:] != like.shape or value.dtype != like.dtype or value.dim() < leading:
+                raise DataError(
+                    f"{name}: expected shape {tuple(like.shape)}{' after a leading axis of data sets' * leading} and "
+                    f"dtype {like.dtype}, as in the data that the program was traced with, got {tuple(value.shape)} "
+                    f"and {value.dtype}. For data of another shape make a new LogDensity, or call infer again."
+                )
+
+    def _named(self) -> dict[str, Any]:
+        return {**{f"argument {i}": v for i, v in enumerate(self.args)}, **(self.kwargs or {})}
 
     def call(self, program: Program) -> Any:
         """Return ``program(*args, **kwargs)``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 import pyro
@@ -69,6 +70,8 @@ def _default_device(device: torch.device) -> Iterator[None]:
 def unvalidated(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Run a program fast: no argument checks (tracing cannot see through them), new tensors like the data.
 
+    Distributions that were made outside, as those of a `PyroModule` are, check nothing inside either.
+
     Example:
         >>> with unvalidated(torch.float64, torch.device("cpu")):
         ...     torch.zeros(2).dtype
@@ -76,11 +79,20 @@ def unvalidated(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         >>> torch.zeros(2).dtype
         torch.float32
     """
-    validating, default = torch.distributions.Distribution._validate_args, torch.get_default_dtype()
+    base = torch.distributions.Distribution
+    validating, default = base._validate_args, torch.get_default_dtype()
     try:
-        with pyro.validation_enabled(False), _default_device(device):
+        with (
+            pyro.validation_enabled(False),
+            _default_device(device),
+            mock.patch.object(base, "_validate_sample", _accept),
+        ):
             torch.set_default_dtype(dtype)
             yield
     finally:
         torch.set_default_dtype(default)
-        torch.distributions.Distribution.set_default_validate_args(validating)
+        base.set_default_validate_args(validating)
+
+
+def _accept(distribution: torch.distributions.Distribution, value: torch.Tensor) -> None:
+    """Take any value."""

@@ -2,61 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Unit
 from pyro.infer import config_enumerate
-from pyro.infer.mcmc.util import TraceEinsumEvaluator, TraceTreeEvaluator
-from pyro.poutine.subsample_messenger import _Subsample
+from pyro.infer.mcmc.util import TraceTreeEvaluator
 from torch import Tensor
-from torch.distributions import biject_to
-from torch.distributions.transforms import Transform
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import vjp, vmap
 
 from probmix.arguments import Arguments
 from probmix.batching import batched
 from probmix.errors import ProgramError
+from probmix.gradient import Batching, Compile, Gradient, Plan
 from probmix.isolation import unvalidated
+from probmix.leading_axes import LeadingAxes
+from probmix.lenient import Lenient
+from probmix.log_einsum import BatchedEinsumEvaluator
 from probmix.pointwise import Pointwise
+from probmix.program_sites import (
+    is_data,
+    latent_sites,
+    nodes_of,
+    plate_dims,
+    prototype,
+    refuse_unsupported,
+    sample_sites,
+)
 from probmix.typing import Named, NamedData, Program, Sites
 
-__all__ = ["LogDensity", "sample_sites"]
+__all__ = ["LogDensity"]
 
-_PROTOTYPES = 20
-
-
-@dataclass(frozen=True)
-class LatentSite:
-    """A continuous latent site: where its unconstrained coordinates lie in the flat vector."""
-
-    name: str
-    transform: Transform
-    shape: torch.Size
-    unconstrained_shape: torch.Size
-    slice: slice
-
-    def constrain(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the site's value and the log Jacobian of the map, for one flat vector."""
-        free = z[self.slice].reshape(self.unconstrained_shape)
-        value = self.transform(free)
-        return value, self.transform.log_abs_det_jacobian(free, value).sum()
-
-    def unconstrain(self, value: Tensor) -> Tensor:
-        """Return the flat coordinates of values with any leading batch."""
-        batch = value.shape[: value.dim() - len(self.shape)]
-        if value.shape[len(batch) :] != self.shape:
-            raise ProgramError(
-                f"site {self.name!r}: expected a value of shape {tuple(self.shape)} (after any leading batch), "
-                f"got {tuple(value.shape)}. Pass sites of the same model and data."
-            )
-        return self.transform.inv(value).reshape(*batch, -1)
+_LARGEST_TABLE = 2**24  # numbers in the largest tensor of a batch that needs no gradient
+_CANNOT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
 
 class LogDensity:
@@ -98,22 +80,23 @@ class LogDensity:
     """
 
     def __init__(self, program: Program, arguments: Arguments, params: Sites | None = None) -> None:
-        self.arguments, self._name = arguments, getattr(program, "__name__", type(program).__name__)
+        self.program, self.arguments = program, arguments
+        self._name = getattr(program, "__name__", type(program).__name__)
         dims: dict[str, tuple[str, ...]] = {
             **(program.dims if isinstance(program, Named) else {}),
             **(program.observed_dims if isinstance(program, NamedData) else {}),
         }
         program = poutine.substitute(program, params) if params else program
-        trace = _prototype(program, arguments)
+        trace = prototype(program, arguments)
         self.params = params or {}
-        _refuse_unsupported(trace, self.params)
-        self.latents = _latent_sites(trace)
+        refuse_unsupported(trace, self.params)
+        self.latents = latent_sites(trace)
         self.dim = self.latents[-1].slice.stop
-        self.observed: Sites = {n: s["value"] for n, s in sample_sites(trace).items() if _is_data(s)}
-        self.deterministic = [n for n, s in _nodes(trace).items() if (s.get("infer") or {}).get("_deterministic")]
-        stacks = [_nodes(trace)[name]["cond_indep_stack"] for name in self.observed]
+        self.observed: Sites = {n: s["value"] for n, s in sample_sites(trace).items() if is_data(s)}
+        self.deterministic = [n for n, s in nodes_of(trace).items() if (s.get("infer") or {}).get("_deterministic")]
+        stacks = [nodes_of(trace)[name]["cond_indep_stack"] for name in self.observed]
         self.row_plates = {frame.name: frame.size for stack in stacks for frame in stack}
-        self.dims = {**_plate_dims(trace), **dims}
+        self.dims = {**plate_dims(trace), **dims}
         self.max_plate_nesting = max(
             [-f.dim for s in sample_sites(trace).values() for f in s["cond_indep_stack"]], default=0
         )
@@ -124,8 +107,12 @@ class LogDensity:
             poutine.enum(enumerated, first_available_dim=-1 - self.max_plate_nesting) if discrete else program
         )
         self._said = False
-        self._choose_evaluator(trace)
-        self._flat: dict[tuple[bool, int | None], Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
+        self._plan: Plan | None = None
+        self.datasets: int | None = None
+        first = {site.name: nodes_of(trace)[site.name]["value"] for site in self.latents}
+        self._choose_evaluator(first)
+        self._batching = self._choose_batching(first)
+        self._gradients = {jacobian: self._gradient(jacobian) for jacobian in (True, False)}
 
     # -- the flat vector --------------------------------------------------------------------------------------------
 
@@ -150,29 +137,82 @@ class LogDensity:
     # -- densities --------------------------------------------------------------------------------------------------
 
     def value(self, z: Tensor, *, jacobian: bool = True) -> Tensor:
-        """Return the log density of unconstrained ``z``, ``(*b, dim) -> (*b,)``.
+        """Return the log density of unconstrained ``z``, ``(*b, dim) -> (*b,)``; NaN where a factorisation fails.
 
         With ``jacobian=False`` it is the density in the constrained space, whose mode is the MAP estimate.
         """
-        return self._run(lambda row: self._value(row, jacobian), z)
+        if self.datasets is not None:
+            return self._over_datasets(lambda row, *data: self._value(row, *data, jacobian=jacobian), z)
+        if self._batching == "broadcast" and z.dim() > 1:
+            with self._fast():
+                return self._value_broadcast(z.reshape(-1, self.dim), jacobian=jacobian).reshape(z.shape[:-1])
+        return self._run(lambda row: self._value(row, jacobian=jacobian), z)
 
     def log_joint(self, sites: Mapping[str, Tensor]) -> Tensor:
         """Return ``log p(data, sites)`` in the constrained space, ``(*b,)``, discrete sites summed out."""
         return self._run(self._log_joint, {site.name: sites[site.name] for site in self.latents})
 
     def value_and_grad(self, z: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
-        """Return value ``(*b,)`` and gradient ``(*b, dim)`` at ``z`` ``(*b, dim)``, through a flat graph of the program.
+        """Return value ``(*b,)`` and gradient ``(*b, dim)`` at ``z`` ``(*b, dim)``, through a flat graph.
 
-        A graph is traced once for each size of the batch; a program that cannot be traced (control flow that depends
-        on a value) runs eagerly.
+        A graph is traced once for each size of the batch; the data are its inputs, so data of the same shape share it
+        (`with_data`). A program that cannot be traced (control flow that depends on a value) runs eagerly. Where a
+        factorisation fails, value and gradient are NaN, in that row of the batch only.
         """
         batch = z.shape[:-1]
-        rows = z.reshape(-1, self.dim) if batch else z
-        key = jacobian, len(rows) if batch else None
-        if key not in self._flat:
-            self._flat[key] = self._flatten(rows, jacobian)
-        grad, value = self._flat[key](rows)
+        rows = z if self.datasets is not None else z.reshape(-1, self.dim)
+        value, grad = self._gradients[jacobian](rows, self._plan)
         return value.reshape(batch), grad.reshape(z.shape)
+
+    def plan(self, *, batch: int, gradients: int, compile: Compile = "auto") -> None:
+        """Announce the work to come, by which ``compile="auto"`` decides whether compilation will pay for itself.
+
+        Args:
+            batch: vectors in each call of `value_and_grad`; calls of another size are not compiled.
+            gradients: number of such calls.
+            compile: True, False or ``"auto"``: where a compiler is present and the calls, uncompiled, would take
+                longer than about forty seconds. The rule counts operations, so the same fit takes the same path.
+        """
+        self._plan = Plan(batch, gradients, compile)
+
+    def with_data(self, data: Any) -> LogDensity:
+        """Return the log density of the same program for other data of the same shapes; graphs are shared.
+
+        Raises:
+            DataError: an argument has another shape or dtype than the one that the program was traced with.
+        """
+        arguments = Arguments.of(data).checked_by(self.program)
+        arguments.require_like(self.arguments)
+        other = copy.copy(self)
+        other.arguments = arguments
+        other._gradients = {key: gradient.with_data(arguments.tensors) for key, gradient in self._gradients.items()}
+        other.observed = {
+            name: site["value"]
+            for name, site in sample_sites(prototype(self.program, arguments)).items()
+            if is_data(site)
+        }
+        return other
+
+    def over(self, data: Any) -> LogDensity:
+        """Return the log densities of a batch of data sets, each tensor of ``data`` with a leading axis of them.
+
+        `value` and `value_and_grad` then take ``z`` of shape ``(data sets, *b, dim)``, with one axis ``*b``.
+
+        Raises:
+            ProgramError: the program cannot be batched over data.
+            DataError: an argument has another shape or dtype than the one that the program was traced with.
+        """
+        arguments = Arguments.of(data)
+        arguments.require_like(self.arguments, leading=1)
+        if self._batching != "vmap":
+            raise ProgramError(
+                f"the program {self._name!r} cannot be traced as a batch, so it cannot be run over a batch of data "
+                "sets. Fit them one by one."
+            )
+        other = copy.copy(self)
+        other.arguments, other.datasets = arguments, len(arguments.tensors[0])
+        other._gradients = {jacobian: other._gradient(jacobian) for jacobian in (True, False)}
+        return other
 
     def pointwise(self, sites: Mapping[str, Tensor], *, max_elements: int = 2**22) -> Sites:
         """Return the log-likelihood of each observation, discrete sites summed out: name -> ``(*b, n, ...)``.
@@ -186,9 +226,27 @@ class LogDensity:
         Raises:
             ProgramError: a discrete site is shared by all observations, so that none has a likelihood of its own.
         """
-        latents = {site.name: sites[site.name] for site in self.latents}
-        rows = max(1, max_elements // max(1, sum(v.numel() for v in self.observed.values()) * 4))
-        return self._run(lambda s: self._pointwise.evaluate(self._trace(s)), latents, chunk=rows)
+        first = self.latents[0]
+        batch = sites[first.name].shape[: sites[first.name].dim() - len(first.shape)]
+        blocks = list(self.pointwise_blocks(sites, max_elements=max_elements))
+        joined = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+        return {name: value.reshape(*batch, *value.shape[1:]) for name, value in joined.items()}
+
+    def pointwise_blocks(self, sites: Mapping[str, Tensor], *, max_elements: int = 2**22) -> Iterator[Sites]:
+        """Yield `pointwise` block by block of draws, each ``(block, n, ...)``, so that memory does not grow with them.
+
+        Args:
+            sites: latent sites with any leading batch (draws), which is flattened.
+            max_elements: a block has about this many numbers in its largest tensor.
+
+        Raises:
+            ProgramError: as in `pointwise`.
+        """
+        flat = {s.name: sites[s.name].reshape(-1, *s.shape) for s in self.latents}
+        rows = max(1, max_elements // self._numbers)
+        for start in range(0, len(flat[self.latents[0].name]), rows):
+            block = {name: value[start : start + rows] for name, value in flat.items()}
+            yield self._run(lambda s: self._pointwise.evaluate(self._trace(s)), block, whole=True)
 
     @property
     def units(self) -> list[str]:
@@ -205,7 +263,7 @@ class LogDensity:
             return {}
 
         def evaluate(latents: Sites) -> Sites:
-            nodes = _nodes(self._trace(latents))
+            nodes = nodes_of(self._trace(latents))
             return {name: nodes[name]["value"] for name in self.deterministic}
 
         return self._run(evaluate, {site.name: sites[site.name] for site in self.latents})
@@ -223,84 +281,107 @@ class LogDensity:
 
     # -- one vector -------------------------------------------------------------------------------------------------
 
-    def _trace(self, latents: Mapping[str, Tensor]) -> poutine.Trace:
-        return poutine.trace(poutine.condition(self._program, dict(latents))).get_trace(
-            *self.arguments.args, **(self.arguments.kwargs or {})
-        )
+    def _trace(self, latents: Mapping[str, Tensor], *data: Tensor) -> poutine.Trace:
+        arguments = self.arguments.with_tensors(data) if data else self.arguments
+        return arguments.call(poutine.trace(poutine.condition(self._program, dict(latents))).get_trace)
 
-    def _log_joint(self, latents: Mapping[str, Tensor]) -> Tensor:
-        return torch.as_tensor(self._evaluator.log_prob(self._trace(latents)))
+    def _log_joint(self, latents: Mapping[str, Tensor], *data: Tensor) -> Tensor:
+        return torch.as_tensor(self._evaluator.log_prob(self._trace(latents, *data)))
 
-    def _value(self, z: Tensor, jacobian: bool = True) -> Tensor:
+    def _value(self, z: Tensor, *data: Tensor, jacobian: bool = True) -> Tensor:
         pairs = {site.name: site.constrain(z) for site in self.latents}
-        log_joint = self._log_joint({name: value for name, (value, _) in pairs.items()})
+        log_joint = self._log_joint({name: value for name, (value, _) in pairs.items()}, *data)
         return log_joint + sum(log_det for _, log_det in pairs.values()) if jacobian else log_joint
 
-    def _run(self, function: Callable[[Any], Any], inputs: Any, chunk: int | None = None) -> Any:
-        function = _traceable(function) if self._vectorise else function
-        with self._fast():
-            return batched(function, inputs, depths=self._depths, chunk=chunk, vectorise=self._vectorise)
+    def _value_broadcast(self, z: Tensor, *data: Tensor, jacobian: bool = True) -> Tensor:
+        """Return the values of a batch ``(b, dim)`` by giving the program all values at once."""
+        pairs = {site.name: vmap(site.constrain)(z) for site in self.latents}
+        with LeadingAxes():
+            trace = self._trace({name: value for name, (value, _) in pairs.items()}, *data)
+            trace.compute_log_prob()
+        total = sum((log_det for _, log_det in pairs.values()), z.new_zeros(())) if jacobian else z.new_zeros(len(z))
+        for site in sample_sites(trace).values():
+            own = site["log_prob"]
+            total = total + (own.reshape(len(z), -1).sum(-1) if own.shape[:1] == z.shape[:1] else own.sum())
+        return total
 
-    def _fast(self) -> AbstractContextManager[None]:
-        return unvalidated(self.arguments.dtype, self.arguments.device)
+    def _run(self, function: Callable[[Any], Any], inputs: Any, *, whole: bool = False) -> Any:
+        vectorise = self._batching == "vmap"
+        chunk = None if whole else max(1, _LARGEST_TABLE // self._numbers)
+        with self._fast():
+            function = _traceable(function) if vectorise else function
+            return batched(function, inputs, depths=self._depths, chunk=chunk, vectorise=vectorise)
+
+    def _over_datasets(self, function: Callable[..., Tensor], z: Tensor) -> Tensor:
+        data = self.arguments.tensors
+        with self._fast():
+            inner = vmap(_traceable(function), in_dims=(0, *[None] * len(data)))
+            chunk = max(1, _LARGEST_TABLE // (self._numbers * z.shape[1]))
+            return vmap(inner, chunk_size=chunk)(z, *data)
+
+    @contextmanager
+    def _fast(self) -> Iterator[None]:
+        with unvalidated(self.arguments.dtype, self.arguments.device), Lenient():
+            yield
 
     @property
     def _depths(self) -> dict[str, int]:
         return {site.name: len(site.shape) for site in self.latents}
 
-    def _flatten(self, z: Tensor, jacobian: bool) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        def value(point: Tensor) -> Tensor:  # a function of one argument: make_fx counts them
-            return self._value(point, jacobian)
+    def _gradient(self, jacobian: bool) -> Gradient:
+        broadcast = self._batching == "broadcast"
 
-        gradient = torch.func.grad_and_value(value)
-        if z.dim() > 1:
-            if not self._vectorise:
-                return partial(self._row_by_row, jacobian=jacobian)
-            gradient = torch.func.vmap(gradient)
-        try:
-            with self._fast():
-                graph = make_fx(gradient)(z.detach())
-        except RuntimeError as reason:
-            self._say_once(reason)
-            return partial(self._eager_gradient, jacobian=jacobian)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        return graph
+        def value(z: Tensor, *data: Tensor) -> Tensor:
+            return (self._value_broadcast if broadcast else self._value)(z, *data, jacobian=jacobian)
 
-    def _row_by_row(self, z: Tensor, jacobian: bool) -> tuple[Tensor, Tensor]:
-        pairs = [self.value_and_grad(row, jacobian=jacobian) for row in z]
-        return torch.stack([grad for _, grad in pairs]), torch.stack([value for value, _ in pairs])
-
-    def _eager_gradient(self, z: Tensor, jacobian: bool) -> tuple[Tensor, Tensor]:
-        with self._fast(), torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            value = self._value(leaf, jacobian)
-        return torch.autograd.grad(value, leaf)[0], value.detach()
+        return Gradient(
+            value,
+            self.arguments.tensors,
+            batching=self._batching,
+            datasets=self.datasets is not None,
+            numbers=self._numbers,
+            context=self._fast,
+            report=self._say_once,
+        )
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
-    def _choose_evaluator(self, trace: poutine.Trace) -> None:
-        """Take the tree evaluator, which can be batched; Pyro's contraction where plates form no tree (Markov)."""
-        first = {site.name: _nodes(trace)[site.name]["value"] for site in self.latents}
-        proto = self._trace(first)
+    def _choose_evaluator(self, first: Sites) -> None:
+        """Take the tree evaluator, which is simpler; variable elimination where plates form no tree (Markov)."""
         with self._fast():
+            proto = self._trace(first)
             tree = TraceTreeEvaluator(proto, bool(self.discrete), self.max_plate_nesting)
-            general = TraceEinsumEvaluator(proto, bool(self.discrete), self.max_plate_nesting)
+            general = BatchedEinsumEvaluator(proto, bool(self.discrete), self.max_plate_nesting)
             self._pointwise = Pointwise(proto, tree, tuple(self.observed), self.discrete)
             one, other = (torch.as_tensor(e.log_prob(self._trace(first))) for e in (tree, general))
-        agree = bool(torch.isclose(one, other, rtol=1e-4, equal_nan=True))
-        self._evaluator = tree if agree else general
-        self._vectorise = agree and self._can_batch(first)
+            proto.compute_log_prob()
+        self._numbers = max(_numbers(site) for site in sample_sites(proto).values())
+        self._evaluator = tree if torch.isclose(one, other, rtol=1e-4, equal_nan=True) else general
 
-    def _can_batch(self, first: Sites) -> bool:
-        z = self.unconstrain(first)
+    def _choose_batching(self, first: Sites) -> Batching:
+        """Try how the program takes a batch of vectors, against one vector at a time."""
+        z = self.unconstrain(first) + 0.01 * torch.arange(3)[:, None]
+        with self._fast():
+            rows = torch.stack([self._value(row) for row in z])
+            try:
+                values = vmap(_traceable(self._value))(z)
+                if torch.allclose(values, rows, rtol=1e-4, equal_nan=True):
+                    return "vmap"
+                reason: Exception = RuntimeError("a batch of values gives another density than each value alone")
+            except _CANNOT as refused:
+                reason = refused
+            if not self.discrete and self._broadcasts(z, rows):
+                return "broadcast"
+        self._say_once(reason)
+        return "loop"
+
+    def _broadcasts(self, z: Tensor, rows: Tensor) -> bool:
         try:
-            with self._fast():
-                torch.func.vmap(_traceable(self._value))(z.expand(2, -1))
-        except (RuntimeError, ValueError) as reason:
-            self._say_once(reason)
+            return all(
+                torch.allclose(self._value_broadcast(z[:n]), rows[:n], rtol=1e-4, equal_nan=True) for n in (2, 3)
+            )
+        except _CANNOT:
             return False
-        return True
 
     def _say_once(self, reason: Exception) -> None:
         if self._said:
@@ -314,110 +395,11 @@ class LogDensity:
         )
 
 
-def _traceable(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _numbers(site: Any) -> int:
+    """Numbers in the largest tensor that a site needs: its log density, for each entry of an event."""
+    return int(site["log_prob"].numel() * max(1, site["fn"].event_shape.numel()))
+
+
+def _traceable(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add an autograd level: Pyro's enumeration reads ``value.data``, which a bare vmap refuses."""
-    return lambda inputs: torch.func.vjp(function, inputs)[0]
-
-
-def _prototype(program: Program, arguments: Arguments) -> poutine.Trace:
-    """Run the program once, so that its sites and shapes are known.
-
-    A draw from the prior may lie where a later distribution is not defined, so a few are tried.
-    """
-    for attempt in range(_PROTOTYPES):
-        try:
-            with poutine.block(), torch.no_grad():
-                return poutine.trace(program).get_trace(*arguments.args, **(arguments.kwargs or {}))
-        except (ValueError, torch.linalg.LinAlgError) as reason:
-            if attempt == _PROTOTYPES - 1:
-                raise ProgramError(
-                    f"the program could not be run at any of {_PROTOTYPES} draws from its prior; the last said:\n"
-                    f"{reason}\nCheck the shapes and supports named there, and that its prior keeps inside them."
-                ) from reason
-    raise AssertionError
-
-
-def _nodes(trace: poutine.Trace) -> dict[str, Any]:
-    return dict(trace.nodes)
-
-
-def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """Return the proper sample sites of a trace: neither plates nor deterministic values.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> trace = poutine.trace(lambda: pyro.sample("a", dist.Normal(0.0, 1.0))).get_trace()
-        >>> list(sample_sites(trace))
-        ['a']
-    """
-    return {
-        name: site
-        for name, site in _nodes(trace).items()
-        if site["type"] == "sample"
-        and not isinstance(site["fn"], _Subsample)
-        and not site["infer"].get("_deterministic")
-    }
-
-
-def _is_data(site: Any) -> bool:
-    """Tell data from ``pyro.factor``, which Pyro also calls observed."""
-    return site["is_observed"] and not isinstance(site["fn"], Unit)
-
-
-def _refuse_unsupported(trace: poutine.Trace, params: Sites) -> None:
-    samples = sample_sites(trace)
-    if not any(site["is_observed"] for site in samples.values()):
-        raise ProgramError(
-            f"expected a program with an observed site, got only {sorted(samples)}. "
-            "Write pyro.sample(name, distribution, obs=data) for what was measured."
-        )
-    for name, site in _nodes(trace).items():
-        if site["type"] == "param" and name not in params:
-            raise ProgramError(
-                f"site {name!r} is a pyro.param, which has no prior. Give it one (pyro.sample), or use SVI(), "
-                "which optimises parameters."
-            )
-        if isinstance(site.get("fn"), _Subsample) and len(site["value"]) < site["fn"].size:
-            raise ProgramError(
-                f"plate {name!r} draws mini-batches ({len(site['value'])} of {site['fn'].size} rows), so the "
-                "program has no exact log density. Drop subsample_size and pass SVI(batch_size=...) instead."
-            )
-    for name, site in samples.items():
-        if not site["is_observed"] and site["fn"].support.is_discrete and not site["fn"].has_enumerate_support:
-            raise ProgramError(
-                f"site {name!r} is discrete with infinite support ({type(site['fn']).__name__}), so it cannot be "
-                "summed out. Truncate it (Categorical over 0..m) or marginalise it by hand."
-            )
-
-
-def _latent_sites(trace: poutine.Trace) -> tuple[LatentSite, ...]:
-    sites, start = [], 0
-    for name, site in sample_sites(trace).items():
-        if site["is_observed"] or site["fn"].support.is_discrete:
-            continue
-        transform = biject_to(site["fn"].support)
-        free = transform.inv(site["value"])
-        stop = start + free.numel()
-        sites.append(LatentSite(name, transform, site["value"].shape, free.shape, slice(start, stop)))
-        start = stop
-    if not sites:
-        raise ProgramError(
-            "the program has no continuous latent site, so there is nothing to infer. "
-            "Give at least one unknown a prior: pyro.sample(name, distribution)."
-        )
-    return tuple(sites)
-
-
-def _plate_dims(trace: poutine.Trace) -> dict[str, tuple[str, ...]]:
-    """Axis names: a plate's name for each batch axis, ``site_dim_i`` for the others (as ArviZ does)."""
-    dims = {}
-    for name, site in _nodes(trace).items():
-        if site["type"] != "sample" or isinstance(site["fn"], _Subsample):
-            continue
-        plates = {frame.dim: frame.name for frame in site["cond_indep_stack"]}
-        rank = site["value"].dim()
-        batch = rank - site["fn"].event_dim
-        dims[name] = tuple(
-            plates.get(i - batch, f"{name}_dim_{i}") if i < batch else f"{name}_dim_{i}" for i in range(rank)
-        )
-    return dims
+    return lambda *inputs: vjp(function, *inputs)[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from probmix.arguments import Arguments
 from probmix.batching import batched
 from probmix.isolation import unvalidated
-from probmix.log_density import sample_sites
+from probmix.program_sites import sample_sites
 from probmix.typing import Program, Sites
 
 __all__ = ["simulate", "trace_sites"]
