@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, make_fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from probmix.late_broadcast import LateBroadcast
 
@@ -57,11 +59,11 @@ class FlatGraph:
             RuntimeError: the function cannot be traced, e.g. its control flow depends on a value.
         """
         inputs = z.detach(), *(tensor.detach() for tensor in data)
-        graph = make_fx(functionalize(function, remove="mutations"))(*inputs)
+        graph = make_fx(_folding(functionalize(function, remove="mutations")))(*inputs)
         _merge_equal_nodes(graph)
-        graph = make_fx(LateBroadcast(graph).run)(*inputs)
-        _merge_equal_nodes(graph)
-        return cls(*_split(graph))
+        lazy = make_fx(LateBroadcast(graph).run)(*inputs)
+        _merge_equal_nodes(lazy)
+        return cls(*_split(lazy if _agree(lazy(*inputs), graph(*inputs)) else graph))
 
     def bind(self, data: Sequence[Tensor]) -> Callable[[Tensor], Any]:
         """Return the function of ``z`` alone, for some data."""
@@ -136,6 +138,36 @@ def _compile(body: _Body) -> Callable[..., Any]:
             return flat(*inputs)
 
     return run
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether a rewritten graph still gives the numbers of the original: a guard that should never act."""
+    pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
+    return all(
+        a.shape == b.shape
+        and torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().nan_to_num().max()), equal_nan=True)
+        for a, b in pairs
+    )
+
+
+class _Folding(TorchDispatchMode):
+    """Operations on constants alone are made while tracing, so that control flow may depend on them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        mode, kwargs = get_proxy_mode(), kwargs or {}
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if mode is None or any(tensor in mode.tracer.tensor_tracker for tensor in tensors):
+            return func(*args, **kwargs)
+        with disable_proxy_modes_tracing():
+            return func(*args, **kwargs)
+
+
+def _folding(function: Callable[..., Any]) -> Callable[..., Any]:
+    def folded(*inputs: Tensor) -> Any:
+        with _Folding():
+            return function(*inputs)
+
+    return folded
 
 
 def _merge_equal_nodes(graph: GraphModule) -> None:

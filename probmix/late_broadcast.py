@@ -255,11 +255,11 @@ def _expand(a: Spread, size: Sequence[int], implicit: bool = False) -> Spread:
     return Spread(_ranked(a, len(shape)).terms, shape)
 
 
-def _view(a: Spread, size: Sequence[int]) -> Spread | None:
+def _view(a: Spread, size: Sequence[int]) -> Spread:
     known = prod(n for n in size if n != -1)
     shape = [a.shape.numel() // max(known, 1) if n == -1 else n for n in size]
     if [n for n in a.shape if n != 1] != [n for n in shape if n != 1]:
-        return None
+        return Spread.of(a.full.reshape(shape))  # its strides may not be those that the view was made for
 
     def refit(part: Tensor) -> Tensor:  # only axes of size 1 come and go
         sizes = iter([p for p, n in zip(part.shape, a.shape, strict=True) if n != 1])

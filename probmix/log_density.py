@@ -111,7 +111,7 @@ class LogDensity:
         self.datasets: int | None = None
         first = {site.name: nodes_of(trace)[site.name]["value"] for site in self.latents}
         self._choose_evaluator(first)
-        self._batching = self._choose_batching(first)
+        self.batching = self._choose_batching(first)
         self._gradients = {jacobian: self._gradient(jacobian) for jacobian in (True, False)}
 
     # -- the flat vector --------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class LogDensity:
         """
         if self.datasets is not None:
             return self._over_datasets(lambda row, *data: self._value(row, *data, jacobian=jacobian), z)
-        if self._batching == "broadcast" and z.dim() > 1:
+        if self.batching == "broadcast" and z.dim() > 1:
             with self._fast():
                 return self._value_broadcast(z.reshape(-1, self.dim), jacobian=jacobian).reshape(z.shape[:-1])
         return self._run(lambda row: self._value(row, jacobian=jacobian), z)
@@ -204,7 +204,7 @@ class LogDensity:
         """
         arguments = Arguments.of(data)
         arguments.require_like(self.arguments, leading=1)
-        if self._batching != "vmap":
+        if self.batching != "vmap":
             raise ProgramError(
                 f"the program {self._name!r} cannot be traced as a batch, so it cannot be run over a batch of data "
                 "sets. Fit them one by one."
@@ -306,7 +306,7 @@ class LogDensity:
         return total
 
     def _run(self, function: Callable[[Any], Any], inputs: Any, *, whole: bool = False) -> Any:
-        vectorise = self._batching == "vmap"
+        vectorise = self.batching == "vmap"
         chunk = None if whole else max(1, _LARGEST_TABLE // self._numbers)
         with self._fast():
             function = _traceable(function) if vectorise else function
@@ -329,7 +329,7 @@ class LogDensity:
         return {site.name: len(site.shape) for site in self.latents}
 
     def _gradient(self, jacobian: bool) -> Gradient:
-        broadcast = self._batching == "broadcast"
+        broadcast = self.batching == "broadcast"
 
         def value(z: Tensor, *data: Tensor) -> Tensor:
             return (self._value_broadcast if broadcast else self._value)(z, *data, jacobian=jacobian)
@@ -337,7 +337,7 @@ class LogDensity:
         return Gradient(
             value,
             self.arguments.tensors,
-            batching=self._batching,
+            batching=self.batching,
             datasets=self.datasets is not None,
             numbers=self._numbers,
             context=self._fast,
