@@ -17,7 +17,19 @@ __all__ = ["BatchedEinsumEvaluator", "einsum", "tensordot", "transpose"]
 
 
 class BatchedEinsumEvaluator(TraceEinsumEvaluator):
-    """Pyro's sum over discrete sites by variable elimination, Markov chains included, in operations that batch."""
+    """Pyro's sum over discrete sites by variable elimination, Markov chains included, in operations that batch.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro import poutine
+        >>> def program():
+        ...     z = pyro.sample("z", dist.Bernoulli(0.25))
+        ...     pyro.sample("x", dist.Bernoulli(0.5 + 0.5 * z), obs=torch.tensor(1.0))
+        >>> enumerated = poutine.enum(pyro.infer.config_enumerate(program), first_available_dim=-1)
+        >>> trace = poutine.trace(enumerated).get_trace()
+        >>> BatchedEinsumEvaluator(trace, True, 0).log_prob(poutine.trace(enumerated).get_trace()).exp()
+        tensor(0.6250)
+    """
 
     def log_prob(self, model_trace: Trace) -> Tensor:
         """Return the log density of a trace, its enumerated sites summed out."""

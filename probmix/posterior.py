@@ -20,6 +20,7 @@ from probmix.arviz import Group, convert
 from probmix.errors import DataError, MethodError, ProgramError
 from probmix.guides import NormalGuide, ProgramGuide
 from probmix.isolation import isolated
+from probmix.large_arrays import joined
 from probmix.log_density import LogDensity
 from probmix.simulation import simulate, trace_sites
 from probmix.status import Status
@@ -101,7 +102,8 @@ class AbstractPosterior(ABC):
         point goes to the group ``point_estimate`` and has neither a posterior nor a log-likelihood.
 
         Args:
-            log_likelihood: add the pointwise log-likelihood, discrete sites summed out (`LogDensity.pointwise`).
+            log_likelihood: add the pointwise log-likelihood, discrete sites summed out (`LogDensity.pointwise`); beyond
+                512 MiB it lies in a temporary file and is read where it is used.
             predictive_draws: replicated data sets in ``posterior_predictive``, spread evenly over the draws; 0: none.
             prior_draws: draws in ``prior`` and ``prior_predictive``; 0: none.
             dims: axis names of sites, over those that the program and its plates give.
@@ -142,7 +144,10 @@ class AbstractPosterior(ABC):
         density, groups = self.log_density, {}
         if log_likelihood:
             axes = {unit: density.pointwise_dims(unit) for unit in density.units}
-            groups["log_likelihood"] = Group(density.pointwise(draws), dims=axes)
+            chains, per_chain = draws[density.latents[0].name].shape[:2]
+            rows = joined(density.pointwise_blocks(draws), chains * per_chain)
+            values = {name: value.reshape(chains, per_chain, *value.shape[1:]) for name, value in rows.items()}
+            groups["log_likelihood"] = Group(values, dims=axes)
         if predictive_draws:
             latents = {site.name: _thin(draws[site.name], predictive_draws) for site in density.latents}
             depths = {site.name: len(site.shape) for site in density.latents}
@@ -198,19 +203,23 @@ class PointPosterior(AbstractPosterior):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GuidePosterior(AbstractPosterior):
-    """A fitted distribution: the answer of SVI.
+    """A fitted distribution: the answer of SVI and Laplace.
 
     Args:
         guide: the fitted guide.
         elbo: evidence lower bound of the kept restart, nats, with its Monte-Carlo standard error.
         elbos: the same for every restart, ``(restarts,)``.
+        pareto_k: of the importance ratios ``p / q`` (`probmix.importance`); NaN where the guide has no density.
         num_draws: draws that go into ArviZ.
+        log_evidence: an estimate of ``log p(data)``, nats, where the method gives one (Laplace).
     """
 
     guide: NormalGuide | ProgramGuide
     elbo: tuple[float, float]
     elbos: Tensor
+    pareto_k: float = float("nan")
     num_draws: int = 1000
+    log_evidence: float | None = None
 
     kind: ClassVar[str] = "guide"
 
@@ -227,6 +236,8 @@ class GuidePosterior(AbstractPosterior):
     def _own_groups(self) -> dict[str, Group]:
         draws = {name: value[None] for name, value in self.sample(self.num_draws, seed=self.seed).items()}
         attrs = {"kind": self.kind, "status": str(self.status), "elbo": self.elbo[0]}
+        attrs["pareto_k"] = self.pareto_k
+        attrs |= {} if self.log_evidence is None else {"log_evidence": self.log_evidence}
         return {"posterior": Group(self._with_deterministics(draws), attrs=attrs)}
 
 
@@ -324,4 +335,4 @@ def _thin(value: Tensor, num: int) -> Tensor:
 
 
 def _arrays(variables: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {name: value.detach().cpu().numpy() for name, value in variables.items()}
+    return {n: v.detach().cpu().numpy() if isinstance(v, Tensor) else v for n, v in variables.items()}

@@ -33,7 +33,14 @@ _PROTOTYPES = 20
 
 @dataclass(frozen=True)
 class LatentSite:
-    """A continuous latent site: where its unconstrained coordinates lie in the flat vector."""
+    """A continuous latent site: where its unconstrained coordinates lie in the flat vector.
+
+    Example:
+        >>> transform = biject_to(torch.distributions.constraints.positive)
+        >>> site = LatentSite("std", transform, torch.Size([2]), torch.Size([2]), slice(0, 2))
+        >>> site.unconstrain(torch.ones(5, 2)).shape
+        torch.Size([5, 2])
+    """
 
     name: str
     transform: Transform
@@ -62,6 +69,15 @@ def prototype(program: Program, arguments: Arguments) -> poutine.Trace:
     """Run the program once, so that its sites and shapes are known.
 
     A draw from the prior may lie where a later distribution is not defined, so a few are tried.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def program(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> trace = prototype(program, Arguments.of(torch.tensor(1.0)))
+        >>> sorted(sample_sites(trace))
+        ['loc', 'x']
     """
     for attempt in range(_PROTOTYPES):
         try:
@@ -77,7 +93,17 @@ def prototype(program: Program, arguments: Arguments) -> poutine.Trace:
 
 
 def nodes_of(trace: poutine.Trace) -> dict[str, Any]:
-    """Return the nodes of a trace, by name."""
+    """Return the nodes of a trace, by name.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def program(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> trace = prototype(program, Arguments.of(torch.tensor(1.0)))
+        >>> list(nodes_of(trace))[1:-1]
+        ['loc', 'x']
+    """
     return dict(trace.nodes)
 
 
@@ -100,12 +126,31 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
 
 
 def is_data(site: Any) -> bool:
-    """Tell data from ``pyro.factor``, which Pyro also calls observed."""
+    """Tell data from ``pyro.factor``, which Pyro also calls observed.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def program(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> trace = prototype(program, Arguments.of(torch.tensor(1.0)))
+        >>> [name for name, site in sample_sites(trace).items() if is_data(site)]
+        ['x']
+    """
     return site["is_observed"] and not isinstance(site["fn"], Unit)
 
 
 def refuse_unsupported(trace: poutine.Trace, params: Sites) -> None:
-    """Raise `ProgramError` where a program has no log density: it names the site and the next step."""
+    """Raise `ProgramError` where a program has no log density: it names the site and the next step.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def program(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> trace = prototype(program, Arguments.of(torch.tensor(1.0)))
+        >>> refuse_unsupported(trace, {})
+    """
     samples = sample_sites(trace)
     if not any(site["is_observed"] for site in samples.values()):
         raise ProgramError(
@@ -132,7 +177,17 @@ def refuse_unsupported(trace: poutine.Trace, params: Sites) -> None:
 
 
 def latent_sites(trace: poutine.Trace) -> tuple[LatentSite, ...]:
-    """Return the continuous latent sites and their places in the flat vector."""
+    """Return the continuous latent sites and their places in the flat vector.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def program(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> trace = prototype(program, Arguments.of(torch.tensor(1.0)))
+        >>> [(site.name, site.slice) for site in latent_sites(trace)]
+        [('loc', slice(0, 1, None))]
+    """
     sites, start = [], 0
     for name, site in sample_sites(trace).items():
         if site["is_observed"] or site["fn"].support.is_discrete:
@@ -151,7 +206,17 @@ def latent_sites(trace: poutine.Trace) -> tuple[LatentSite, ...]:
 
 
 def plate_dims(trace: poutine.Trace) -> dict[str, tuple[str, ...]]:
-    """Axis names: a plate's name for each batch axis, ``site_dim_i`` for the others (as ArviZ does)."""
+    """Axis names: a plate's name for each batch axis, ``site_dim_i`` for the others (as ArviZ does).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def program(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> trace = prototype(program, Arguments.of(torch.tensor(1.0)))
+        >>> plate_dims(trace)
+        {'loc': (), 'x': ()}
+    """
     dims = {}
     for name, site in nodes_of(trace).items():
         if site["type"] != "sample" or isinstance(site["fn"], _Subsample):

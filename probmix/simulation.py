@@ -17,6 +17,8 @@ from probmix.typing import Program, Sites
 
 __all__ = ["simulate", "trace_sites"]
 
+_LARGEST_TABLE = 2**24  # numbers of data simulated at a time
+
 
 def simulate(
     program: Program, arguments: Arguments, sites: Mapping[str, Tensor], *, depths: Mapping[str, int]
@@ -47,7 +49,8 @@ def simulate(
         nodes = sample_sites(poutine.trace(forward).get_trace(*arguments.args, **(arguments.kwargs or {})))
         return {name: node["value"] for name, node in nodes.items() if node["infer"].get("was_observed")}
 
-    return _attempt(replicate, dict(sites), depths)
+    numbers = max((tensor.numel() for tensor in arguments.tensors), default=1)
+    return _attempt(replicate, dict(sites), depths, chunk=max(1, _LARGEST_TABLE // numbers))
 
 
 def trace_sites(function: Callable[[], object], num: int, *, condition_on_data: bool = False) -> Sites:
@@ -71,7 +74,9 @@ def trace_sites(function: Callable[[], object], num: int, *, condition_on_data: 
     return _attempt(run, {"index": torch.zeros(num)}, {"index": 0})
 
 
-def _attempt(function: Callable[[Sites], Sites], inputs: Sites, depths: Mapping[str, int]) -> Sites:
+def _attempt(
+    function: Callable[[Sites], Sites], inputs: Sites, depths: Mapping[str, int], chunk: int | None = None
+) -> Sites:
     """One vectorised pass; samplers that torch cannot vectorise run one after the other."""
     with (
         unvalidated(torch.get_default_dtype(), _device(inputs)),
@@ -80,7 +85,7 @@ def _attempt(function: Callable[[Sites], Sites], inputs: Sites, depths: Mapping[
     ):
         warnings.filterwarnings("ignore", "There is a performance drop")  # torch's note on samplers it runs one by one
         try:
-            return batched(function, inputs, depths=depths, randomness="different")
+            return batched(function, inputs, depths=depths, randomness="different", chunk=chunk)
         except (RuntimeError, ValueError):
             return batched(function, inputs, depths=depths, vectorise=False)
 

@@ -162,9 +162,7 @@ class Process(gpytorch.models.ExactGP):
         super().__init__(x, y, likelihood)
         self.mean_module = gpytorch.means.ConstantMean(constant_prior=gpytorch.priors.NormalPrior(0.0, 1.0))
         kernel = gpytorch.kernels.RBFKernel(lengthscale_prior=gpytorch.priors.GammaPrior(3.0, 3.0))
-        self.covar_module = gpytorch.kernels.ScaleKernel(
-            kernel, outputscale_prior=gpytorch.priors.GammaPrior(2.0, 1.0)
-        )
+        self.covar_module = gpytorch.kernels.ScaleKernel(kernel, outputscale_prior=gpytorch.priors.GammaPrior(2.0, 1.0))
 
     def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
@@ -226,7 +224,9 @@ def test_a_batch_of_gradients_is_pyros(case):
     assert density.batching == case.batching
     z = 0.5 * torch.randn(3, density.dim)
     values, gradients = density.value_and_grad(z)
-    theirs, their_gradients = (torch.stack(parts) for parts in zip(*(pyros(case, density, row) for row in z)))
+    theirs, their_gradients = (
+        torch.stack(parts) for parts in zip(*(pyros(case, density, row) for row in z), strict=True)
+    )
     torch.testing.assert_close(values, theirs, rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(gradients, their_gradients, rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(density.value(z), values, rtol=ROUNDING, atol=ROUNDING)
