@@ -59,7 +59,9 @@ class FlatGraph:
             RuntimeError: the function cannot be traced, e.g. its control flow depends on a value.
         """
         inputs = z.detach(), *(tensor.detach() for tensor in data)
-        graph = make_fx(_folding(functionalize(function, remove="mutations")))(*inputs)
+        graph = make_fx(_folding(function))(*inputs)
+        if _mutates(graph):  # an operation in place must be made once for each time it was written
+            graph = make_fx(functionalize(graph, remove="mutations"))(*inputs)
         _merge_equal_nodes(graph)
         lazy = make_fx(LateBroadcast(graph).run)(*inputs)
         _merge_equal_nodes(lazy)
@@ -168,6 +170,11 @@ def _folding(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*inputs)
 
     return folded
+
+
+def _mutates(graph: GraphModule) -> bool:
+    schemas = (getattr(node.target, "_schema", None) for node in graph.graph.nodes)
+    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 def _merge_equal_nodes(graph: GraphModule) -> None:
