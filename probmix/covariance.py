@@ -48,6 +48,22 @@ class AbstractCovariance(ABC):
         """Weighted sums of squares and products, ``(N, D), (*b, N, K) -> (*b, K, ...)``."""
 
     @abstractmethod
+    def squares(self, columns: Tensor) -> Tensor:
+        """Squares and products of features that make up the squared distance, ``(*b, D, N) -> (*b, Q, N)``."""
+
+    @abstractmethod
+    def natural(self, loc: Tensor, spread: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients of the log density: of the features, ``(*b, K, D)``, and of ``squares``, ``(*b, K, Q)``.
+
+        They are the precision times the mean, and minus half the precision. With them comes ``log_det``, ``(*b, K)``.
+        For a shared spread (``lift``) K is 1 in the last two.
+        """
+
+    @abstractmethod
+    def pack(self, scatter: Tensor) -> Tensor:
+        """Entries of a symmetric matrix, or variances, in the order of ``squares``, ``(*b, ...) -> (*b, Q)``."""
+
+    @abstractmethod
     def log_det(self, spread: Tensor) -> Tensor:
         """Log determinant of one component's blocks, together."""
 
@@ -86,6 +102,10 @@ class AbstractCovariance(ABC):
     @abstractmethod
     def prior(self, dof: Tensor, scatter: Tensor) -> dist.TorchDistribution:
         """Inverse Wishart distribution of the spread (an inverse gamma where the order is 1)."""
+
+    def features(self, columns: Tensor) -> Tensor:
+        """One, the features and ``squares``: the log density is linear in these, ``(*b, D, N) -> (*b, P, N)``."""
+        return torch.cat([torch.ones_like(columns[..., :1, :]), columns, self.squares(columns)], -2)
 
     def replicates(self, num_features: int) -> int:
         """Numbers that one row tells each entry of a block."""
@@ -136,12 +156,27 @@ class Dense(AbstractCovariance):
         if 2 * num_components <= size + 1:
             moments = (weights.mT[..., None, :] * x.mT) @ x
             return (moments + moments.mT) / 2
-        row, column = torch.tril_indices(size, size, device=x.device)
-        columns = x.mT.contiguous()  # one stretch of memory per feature is faster to pick from
-        packed = weights.mT @ (columns[row] * columns[column]).mT
+        packed = weights.mT @ self.squares(x.mT.contiguous()).mT  # one stretch of memory per feature is faster to read
         index = torch.arange(size, device=x.device)
         low, high = torch.minimum(index, index[:, None]), torch.maximum(index, index[:, None])
-        return packed[..., high * (high + 1) // 2 + low]
+        return packed[..., low * (2 * size - low - 1) // 2 + high]
+
+    def squares(self, columns: Tensor) -> Tensor:
+        """``x_i x_j`` for ``i <= j``, row by row of the upper triangle."""
+        return torch.cat([columns[..., i : i + 1, :] * columns[..., i:, :] for i in range(columns.shape[-2])], -2)
+
+    def natural(self, loc: Tensor, spread: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Off the diagonal the precision counts twice."""
+        identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+        whitener = torch.linalg.solve_triangular(safe_cholesky(spread), identity, upper=False)
+        precision = whitener.mT @ whitener
+        log_det = -2 * whitener.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return (precision @ loc[..., None]).squeeze(-1), self.pack((identity / 2 - 1) * precision), log_det
+
+    def pack(self, scatter: Tensor) -> Tensor:
+        """Upper triangle."""
+        row, column = torch.triu_indices(*scatter.shape[-2:], device=scatter.device)
+        return scatter[..., row, column]
 
     def log_det(self, spread: Tensor) -> Tensor:
         """Twice the log diagonal of the Cholesky factor."""
@@ -225,6 +260,18 @@ class Diagonal(AbstractCovariance):
         """Weighted sum of squares of each feature."""
         return weights.mT @ x.square()
 
+    def squares(self, columns: Tensor) -> Tensor:
+        """``x_j**2``."""
+        return columns.square()
+
+    def natural(self, loc: Tensor, spread: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``loc_j / var_j`` and ``-1 / (2 var_j)``."""
+        return loc / spread, -0.5 / spread, self.log_det(spread)
+
+    def pack(self, scatter: Tensor) -> Tensor:
+        """One for each feature as it is."""
+        return scatter
+
     def log_det(self, spread: Tensor) -> Tensor:
         """Sum of log variances."""
         return spread.log().sum(-1)
@@ -295,6 +342,18 @@ class Spherical(AbstractCovariance):
     def second_moments(self, x: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum of squares over all features."""
         return (weights.mT @ x.square().sum(-1, keepdim=True)).squeeze(-1)
+
+    def squares(self, columns: Tensor) -> Tensor:
+        """``|x|**2``."""
+        return columns.square().sum(-2, keepdim=True)
+
+    def natural(self, loc: Tensor, spread: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``loc / var`` and ``-1 / (2 var)``."""
+        return loc / spread[..., None], -0.5 / spread[..., None], self.log_det(spread)
+
+    def pack(self, scatter: Tensor) -> Tensor:
+        """The one number."""
+        return scatter[..., None]
 
     def log_det(self, spread: Tensor) -> Tensor:
         """Log variance."""

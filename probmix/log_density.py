@@ -33,7 +33,7 @@ from probmix.program_sites import (
     refuse_unsupported,
     sample_sites,
 )
-from probmix.typing import Named, NamedData, Program, Sites
+from probmix.typing import FusedLogJoint, Named, NamedData, Program, Sites
 
 __all__ = ["LogDensity"]
 
@@ -44,9 +44,11 @@ _CANNOT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotI
 class LogDensity:
     r"""The unnormalised log posterior of a program, ``log p(data, sites(z)) + log |d sites / d z|``.
 
-    Discrete latent sites with a finite support are found and summed out. Every method takes leading batch axes
-    ``*b`` (draws, chains, restarts) and runs them as one batch; a program that cannot be batched (its control flow
-    depends on a value) runs one vector at a time, and says so once.
+    Discrete latent sites with a finite support are found and summed out; a ready-made mixture brings its own sum and
+    gradient, made in one pass over the rows. Every method takes leading batch axes ``*b`` (draws, chains, restarts) and
+    runs them as one batch: by ``torch.func.vmap``, or where that is refused by the program's own broadcasting (GPyTorch
+    models). A program that takes neither (its control flow depends on a value) runs one vector at a time, and says so
+    once.
 
     Args:
         program: a callable with Pyro statements.
@@ -59,6 +61,7 @@ class LogDensity:
         observed: name -> value of the observed sites.
         discrete: names of the discrete latent sites.
         max_plate_nesting: number of batch axes that are plates.
+        batching: ``"vmap"``, ``"broadcast"`` or ``"loop"``: how a batch goes through the program.
         row_plates: name -> size of the plates around the observed sites.
         dims: site name -> axis names, from the program's plates and its own ``dims``.
 
@@ -106,6 +109,7 @@ class LogDensity:
         self._program = (
             poutine.enum(enumerated, first_available_dim=-1 - self.max_plate_nesting) if discrete else program
         )
+        self._fused = program if isinstance(program, FusedLogJoint) and not params else None
         self._said = False
         self._plan: Plan | None = None
         self.datasets: int | None = None
@@ -286,6 +290,9 @@ class LogDensity:
         return arguments.call(poutine.trace(poutine.condition(self._program, dict(latents))).get_trace)
 
     def _log_joint(self, latents: Mapping[str, Tensor], *data: Tensor) -> Tensor:
+        if self._fused is not None:
+            (x,) = data or self.arguments.tensors
+            return self._fused.fused_log_joint(x, latents)
         return torch.as_tensor(self._evaluator.log_prob(self._trace(latents, *data)))
 
     def _value(self, z: Tensor, *data: Tensor, jacobian: bool = True) -> Tensor:
@@ -339,7 +346,7 @@ class LogDensity:
             self.arguments.tensors,
             batching=self.batching,
             datasets=self.datasets is not None,
-            numbers=self._numbers,
+            numbers=1 if self._fused is not None else self._numbers,  # it cuts its rows itself
             context=self._fast,
             report=self._say_once,
         )
@@ -360,7 +367,8 @@ class LogDensity:
 
     def _choose_batching(self, first: Sites) -> Batching:
         """Try how the program takes a batch of vectors, against one vector at a time."""
-        z = self.unconstrain(first) + 0.01 * torch.arange(3)[:, None]
+        start = self.unconstrain(first)
+        z = start + 0.01 * torch.arange(3, dtype=start.dtype, device=start.device)[:, None]
         with self._fast():
             rows = torch.stack([self._value(row) for row in z])
             try:

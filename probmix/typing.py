@@ -7,7 +7,17 @@ from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Additive", "ClosedFormMixture", "Dims", "Named", "NamedData", "Observing", "Program", "Sites"]
+__all__ = [
+    "Additive",
+    "ClosedFormMixture",
+    "Dims",
+    "FusedLogJoint",
+    "Named",
+    "NamedData",
+    "Observing",
+    "Program",
+    "Sites",
+]
 
 #: A callable with Pyro statements; ``program(*data)``.
 Program: TypeAlias = Callable[..., Any]
@@ -45,6 +55,18 @@ class Observing(Protocol):
 
     def observe(self, x: Tensor) -> Tensor:
         """Return the data as the program wants them, or raise `DataError`."""
+        ...
+
+
+@runtime_checkable
+class FusedLogJoint(Protocol):
+    """A program that has a faster log joint than the one traced from its statements."""
+
+    def fused_log_joint(self, x: Tensor, sites: Mapping[str, Tensor]) -> Tensor:
+        """Return the log density of data and sites, discrete sites summed out, ``(*b,)``, and not finite off support.
+
+        It is a function of tensors that autograd and ``torch.func`` (``vmap``, ``grad``, ``hessian``) go through.
+        """
         ...
 
 
