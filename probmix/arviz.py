@@ -11,7 +11,7 @@ import arviz as az
 import numpy as np
 import xarray as xr
 
-__all__ = ["Group", "convert", "ess", "from_netcdf", "rhat", "to_netcdf"]
+__all__ = ["Group", "convert", "ess", "from_netcdf", "pareto_k", "rhat", "to_netcdf"]
 
 _INFERENCE_DATA = int(az.__version__.split(".")[0]) < 1  # ArviZ 1.x still has a shim of that name
 
@@ -136,6 +136,40 @@ def rhat(values: Any) -> np.ndarray:
         (True, True)
     """
     return _diagnose(az.rhat, values)
+
+
+def pareto_k(log_ratios: Any) -> float:
+    """Return the Pareto k of log importance ratios ``(draw,)``: the shape of the tail of their exponentials.
+
+    Ratios have ``1 / k`` finite moments: below 0.5 a finite variance, from 1 on not even a mean. A ratio of -inf is a
+    draw without weight. NaN where no draw has a weight.
+
+    Source:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling.
+
+    Example:
+        >>> tail = np.random.default_rng(0).exponential(size=4000)  # exp(tail) has P(ratio > r) = 1 / r
+        >>> 0.8 < pareto_k(tail) < 1.2, pareto_k(0.1 * tail) < 0.4
+        (True, True)
+    """
+    values = np.sort(np.asarray(log_ratios, dtype=np.float64))
+    top = values[-1]
+    if not np.isfinite(top):
+        return float("inf") if top > 0 else float("nan")
+    if top - values[-_tail_draws(len(values))] < 1e-9:  # equal but for rounding: bounded, no tail to fit
+        return 0.0
+    with np.errstate(all="ignore"):
+        k = az.psislw(values)[1] if _INFERENCE_DATA else _negated(values).azstats.psislw()[1]
+    return float("inf") if np.isnan(k) else float(k)  # not a number: a few draws tower over all others
+
+
+def _tail_draws(num: int) -> int:
+    return int(np.ceil(min(num / 5, 3 * num**0.5)))
+
+
+def _negated(log_ratios: np.ndarray) -> xr.DataArray:
+    """ArviZ 1.x wants log-likelihoods, whose ratios are the inverse."""
+    return xr.DataArray(-log_ratios[None], dims=("chain", "draw"))
 
 
 def _diagnose(statistic: Any, values: Any) -> np.ndarray:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
+from pyro.infer.autoguide import AutoContinuous, AutoNormal
+from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from probmix.arguments import Arguments
+from probmix.importance import finite_or_zero_weight, log_ratios
 from probmix.log_density import LogDensity
+from probmix.program_sites import sample_sites
 from probmix.simulation import trace_sites
 from probmix.typing import Sites
 
@@ -53,6 +59,14 @@ class NormalGuide:
         """Return ``num`` draws of the sites; uses torch's global generator."""
         return density.constrain(self.distribution().sample(torch.Size([num])))
 
+    def log_ratios(self, num: int, density: LogDensity, arguments: Arguments) -> Tensor:
+        """Return ``log p - log q`` at ``num`` draws, as `probmix.importance.log_ratios`."""
+        return log_ratios(density, self.distribution(), num)
+
+    def pick(self, restart: int) -> NormalGuide:
+        """Return one guide of those along the first axis of the parameters."""
+        return NormalGuide(self.family, {name: value[restart].clone() for name, value in self.parameters.items()})
+
 
 @dataclass(frozen=True)
 class ProgramGuide:
@@ -75,3 +89,34 @@ class ProgramGuide:
         fitted = poutine.substitute(self.guide, self.parameters)
         draws = trace_sites(lambda: arguments.call(fitted), num, condition_on_data=True)
         return {site.name: draws[site.name].detach() for site in density.latents}
+
+    def log_ratios(self, num: int, density: LogDensity, arguments: Arguments) -> Tensor | None:
+        """Return ``log p - log q`` of the sites at ``num`` draws, ``(num,)``; None where ``q`` is not tractable.
+
+        It is not where the guide has points (``Delta``), or sites beside the program's latent ones, which would have
+        to be integrated out; but Pyro's own Gaussian and flow guides map theirs one to one.
+        """
+        fitted = poutine.substitute(self.guide, self.parameters)
+        latents = {site.name for site in density.latents}
+
+        def weighted() -> None:
+            trace = poutine.trace(fitted).get_trace(*arguments.args, **(arguments.kwargs or {}))
+            pyro.sample(_LOG_PROB, Delta(torch.as_tensor(trace.log_prob_sum())))
+
+        prototype = poutine.trace(fitted).get_trace(*arguments.args, **(arguments.kwargs or {}))
+        if not _tractable(self.guide, sample_sites(prototype), latents):
+            return None
+        draws = trace_sites(weighted, num, condition_on_data=True)
+        log_joint = density.log_joint({name: draws[name] for name in latents})
+        return finite_or_zero_weight(log_joint - draws[_LOG_PROB])
+
+
+_LOG_PROB = "log_prob of the guide"
+
+
+def _tractable(guide: Callable[..., Any], sites: Mapping[str, Any], latents: set[str]) -> bool:
+    points = {name for name, site in sites.items() if isinstance(site["fn"], Delta)}
+    others = sites.keys() - latents
+    if isinstance(guide, AutoContinuous | AutoNormal):
+        return not points & others
+    return not points and not others
