@@ -12,6 +12,7 @@ from torch import Tensor
 from probmix.arguments import Arguments
 from probmix.batching import batched
 from probmix.isolation import unvalidated
+from probmix.lenient import Lenient
 from probmix.program_sites import sample_sites
 from probmix.typing import Program, Sites
 
@@ -80,6 +81,7 @@ def _attempt(
     """One vectorised pass; samplers that torch cannot vectorise run one after the other."""
     with (
         unvalidated(torch.get_default_dtype(), _device(inputs)),
+        Lenient(),  # a prior may leave the support of what follows: NaN there, not an end of all draws
         torch.no_grad(),
         warnings.catch_warnings(),
     ):
