@@ -3,10 +3,12 @@
 if __name__ != "probmix.inference":
     raise ImportError("these files are the package probmix.inference: write 'from probmix.inference import ...'")
 
+from probmix.inference.chees import ChEES
 from probmix.inference.em import EM
 from probmix.inference.infer import infer
+from probmix.inference.laplace import Laplace
 from probmix.inference.map import MAP
 from probmix.inference.mcmc import NUTS
 from probmix.inference.svi import SVI
 
-__all__ = ["EM", "MAP", "NUTS", "SVI", "infer"]
+__all__ = ["EM", "MAP", "NUTS", "SVI", "ChEES", "Laplace", "infer"]

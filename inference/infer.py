@@ -37,7 +37,7 @@ def infer(
     Args:
         program: a callable with Pyro statements, or a model from `probmix.models`.
         data: a tensor, NumPy array or data frame; a tuple of positional or a mapping of named arguments.
-        method: settings such as ``EM(restarts=20)``, ``SVI()``, ``NUTS(chains=4)``, ``MAP()``.
+        method: settings such as ``EM(restarts=20)``, ``SVI()``, ``NUTS(chains=4)``, ``ChEES()``.
         seed: the same seed gives the same bits on the same machine.
         progress: show a progress bar (on a terminal only).
         throw: raise on a failed fit; otherwise look at ``posterior.status``.
@@ -103,7 +103,7 @@ def _check(program: Program, method: AbstractMethod, seed: int) -> None:
     if isinstance(method, type) or not isinstance(method, AbstractMethod):
         name = method.__name__ if isinstance(method, type) else repr(method)
         raise MethodError(
-            f"expected a method object such as EM(), SVI(), NUTS() or MAP(), got {name}. "
+            f"expected a method object such as EM(), SVI(), NUTS() or ChEES(), got {name}. "
             "Write the brackets, and put settings inside them: EM(restarts=20)."
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:

@@ -1,9 +1,9 @@
-"""Where SVI, MAP and MCMC start: a short EM run where the model has one, else at random inside the support."""
+"""Where SVI, MAP, Laplace and MCMC start: a short EM run where the model has one, else a path from the prior."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -11,25 +11,44 @@ from torch import Tensor
 from probmix.errors import MethodError, ProgramError
 from probmix.inference.em import EM
 from probmix.inference.method import Problem
+from probmix.inference.pathfinder import pathfinder
 from probmix.log_density import LogDensity
+from probmix.simulation import trace_sites
 from probmix.typing import ClosedFormMixture, Sites
 
 __all__ = ["Start", "starting_points"]
 
+_Name: TypeAlias = Literal["auto", "em", "pathfinder", "prior", "random"]
+
 #: A start: by name, or sites with or without a leading axis of starts.
-Start: TypeAlias = Literal["auto", "em", "random"] | Mapping[str, Tensor]
+Start: TypeAlias = _Name | Mapping[str, Tensor]
 
 _EM_PER_START = 5  # short runs behind each start, of which the best is taken: guards against a bad local optimum
 _EM_STEPS = 50
-_TRIES = 100  # random points tried for each start, as in Stan
+_PRIOR_TRIES = (1, 9)  # points tried for each start; nearly always the first will do
+_RANDOM_TRIES = (1, 9, *[10] * 9)  # 100 in all, as in Stan
+_PATHS = 16  # at least so many paths of Pathfinder, shared out among the starts; of its share each takes the best
 
 
-def starting_points(problem: Problem, density: LogDensity, init: Start, num: int, *, jitter_std: float = 0.0) -> Tensor:
+def starting_points(
+    problem: Problem,
+    density: LogDensity,
+    init: Start,
+    num: int,
+    *,
+    jitter_std: float = 0.0,
+    otherwise: Literal["pathfinder", "prior"] = "pathfinder",
+) -> Tensor:
     """Return unconstrained starting points ``(num, dim)`` with a finite log density.
 
-    ``"em"`` runs EM for each start apart, so that starts (and chains) are independent of each other and their labels
-    too; ``"random"`` draws each coordinate uniformly from (-2, 2), as Stan does; ``"auto"`` is ``"em"`` for models
-    with a closed form and ``"random"`` for other programs.
+    - ``"em"`` runs EM for each start apart, so that starts (and chains) are independent of each other and their
+      labels too;
+    - ``"pathfinder"`` climbs from the prior and draws each start from the best normal approximation along a path of
+      its own (Zhang et al. 2022): it is inside the typical set, however far that is from the prior;
+    - ``"prior"`` draws from the program's prior, of ten draws the first with a finite density; failing that, at random;
+    - ``"random"`` draws each coordinate uniformly from (-2, 2), as Stan does;
+    - ``"auto"`` is ``"em"`` for models with a closed form, else ``otherwise``. A program that cannot run as a batch
+      starts from the prior, since a path of its own for each start would take longer than it saves.
 
     Args:
         problem: program, data and seed.
@@ -37,6 +56,7 @@ def starting_points(problem: Problem, density: LogDensity, init: Start, num: int
         init: the start.
         num: number of starts.
         jitter_std: standard deviation of noise added to each coordinate.
+        otherwise: what ``"auto"`` is for programs without a closed form; methods that climb need no path first.
 
     Raises:
         MethodError: unknown name, wrong number of starts, or ``"em"`` for a program without a closed form.
@@ -52,16 +72,32 @@ def starting_points(problem: Problem, density: LogDensity, init: Start, num: int
     """
     if isinstance(init, Mapping):
         z = _given(density, init, num)
-    elif init == "em" or (init == "auto" and isinstance(problem.program, ClosedFormMixture)):
-        z = density.unconstrain(_short_em(problem, num))
-    elif init in ("auto", "random"):
-        return _random(density, num, problem.arguments.dtype)
     else:
-        raise MethodError(f'init: expected "auto", "em", "random" or sites, got {init!r}. Change the setting init=.')
-    spread = z + jitter_std * torch.randn_like(z)
-    spread = torch.where(density.value(spread).isfinite()[:, None], spread, z)
-    _require_finite(density, spread)
-    return spread
+        z = _named(problem, density, _chosen(problem, density, init, otherwise), num)
+    if jitter_std:
+        spread = z + jitter_std * torch.randn_like(z)
+        z = torch.where(density.value(spread).isfinite()[:, None], spread, z)
+    _require_finite(density, z)
+    return z
+
+
+def _chosen(problem: Problem, density: LogDensity, init: str, otherwise: str) -> str:
+    if init not in get_args(_Name):
+        names = ", ".join(f'"{name}"' for name in get_args(_Name))
+        raise MethodError(f"init: expected {names} or sites, got {init!r}. Change the setting init=.")
+    if init != "auto":
+        return init
+    if isinstance(problem.program, ClosedFormMixture):
+        return "em"
+    return "prior" if density.batching == "loop" else otherwise
+
+
+def _named(problem: Problem, density: LogDensity, name: str, num: int) -> Tensor:
+    if name == "em":
+        return density.unconstrain(_short_em(problem, num))
+    if name == "pathfinder":
+        return _pathfinder(problem, density, num)
+    return _first_finite(density, _tries(problem, density, num, prior=name == "prior"))
 
 
 def _short_em(problem: Problem, num: int) -> Sites:
@@ -93,17 +129,42 @@ def _given(density: LogDensity, init: Mapping[str, Tensor], num: int) -> Tensor:
     return z.expand(num, -1).clone()
 
 
-def _random(density: LogDensity, num: int, dtype: torch.dtype) -> Tensor:
+def _tries(problem: Problem, density: LogDensity, num: int, *, prior: bool) -> Iterator[Tensor]:
+    """Yield points to try for each start, ``(num, tries, dim)``: from the prior, then uniform on (-2, 2)."""
+    data = problem.arguments
+    for tries in _PRIOR_TRIES if prior else ():
+        draws = trace_sites(lambda: data.call(problem.program), num * tries, condition_on_data=True)
+        z = density.unconstrain({site.name: draws[site.name] for site in density.latents})
+        yield z.reshape(num, tries, -1)
+    for tries in _RANDOM_TRIES:
+        yield 4 * torch.rand(num, tries, density.dim, dtype=data.dtype, device=data.device) - 2
+
+
+def _pathfinder(problem: Problem, density: LogDensity, num: int) -> Tensor:
+    """Draw from the best normal approximation of each start's own paths; where that is not finite, take the mode."""
+    group = -(-_PATHS // num)
+    first = _first_finite(density, _tries(problem, density, num * group, prior=True))
+    paths = pathfinder(density.value_and_grad, first)
+    best = paths.elbo.reshape(num, group).argmax(-1) + torch.arange(num, device=first.device) * group
+    draws = paths.normals.sample(1)[0][best, 0]
+    usable = paths.elbo[best].isfinite() & density.value(draws.nan_to_num()).isfinite()
+    return torch.where(usable[:, None], draws, paths.mode[best])
+
+
+def _first_finite(density: LogDensity, tries: Iterator[Tensor]) -> Tensor:
     """Take, for each start, the first of its tries that has a finite density."""
-    tries = 4 * torch.rand(num, _TRIES, density.dim, dtype=dtype) - 2
-    finite = torch.zeros(num, _TRIES, dtype=torch.bool)
-    for block in range(0, _TRIES, 10):  # nearly always the first block will do
-        finite[:, block : block + 10] = density.value(tries[:, block : block + 10]).isfinite()
-        if finite.any(-1).all():
-            break
-    first = tries[torch.arange(num), finite.int().argmax(-1)]
+    first, found = _finite(density, next(tries))
+    while not bool(found.all()) and (block := next(tries, None)) is not None:
+        here, finite = _finite(density, block)
+        first, found = torch.where(found[:, None], first, here), found | finite
     _require_finite(density, first)
     return first
+
+
+def _finite(density: LogDensity, block: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's first point of ``(num, tries, dim)`` that has a finite density, and whether there is one."""
+    finite = density.value(block).isfinite()
+    return block[torch.arange(len(block), device=block.device), finite.int().argmax(-1)], finite.any(-1)
 
 
 def _require_finite(density: LogDensity, z: Tensor) -> None:

@@ -19,7 +19,7 @@ from probmix.arguments import Arguments
 from probmix.comparison import compare as compare_trees
 from probmix.demo import run_demo, write_demo
 from probmix.errors import MethodError, ProbmixError
-from probmix.inference import EM, MAP, NUTS, SVI, infer
+from probmix.inference import EM, MAP, NUTS, SVI, ChEES, Laplace, infer
 from probmix.inference.method import AbstractMethod
 from probmix.models import GaussianMixture
 from probmix.posterior import load_posterior
@@ -31,7 +31,14 @@ from probmix.status import FitWarning
 
 __all__ = ["app", "main"]
 
-_METHODS: dict[str, type[AbstractMethod]] = {"em": EM, "map": MAP, "svi": SVI, "nuts": NUTS}
+_METHODS: dict[str, type[AbstractMethod]] = {
+    "em": EM,
+    "map": MAP,
+    "laplace": Laplace,
+    "svi": SVI,
+    "nuts": NUTS,
+    "chees": ChEES,
+}
 _BAD_INPUT = 2
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 
@@ -41,8 +48,10 @@ class MethodName(StrEnum):
 
     EM = "em"
     MAP = "map"
+    LAPLACE = "laplace"
     SVI = "svi"
     NUTS = "nuts"
+    CHEES = "chees"
 
 
 class CovarianceName(StrEnum):
@@ -71,7 +80,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    help="Bayesian mixtures of Gaussians: one model, fitted by EM, MAP, SVI or NUTS, with results that ArviZ reads.",
+    help="Bayesian mixtures of Gaussians: one model by EM, MAP, Laplace, SVI, NUTS or ChEES, with results for ArviZ.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
@@ -136,17 +145,18 @@ def fit(
     components: Annotated[int, typer.Option(help="Number of components of the mixture.")],
     columns: Annotated[str | None, typer.Option(help="Columns to use, e.g. eruptions,waiting; all by default.")] = None,
     method: Annotated[
-        MethodName, typer.Option(help="em, map: the best point. svi: an approximate posterior. nuts: exact draws.")
+        MethodName,
+        typer.Option(help="em, map: the best point. laplace, svi: an approximate posterior. nuts, chees: exact draws."),
     ] = MethodName.NUTS,
     covariance: Annotated[CovarianceName, typer.Option(help="Shape of a component.")] = CovarianceName.FULL,
-    restarts: Annotated[int | None, typer.Option(help="Starts, the best is kept (em, map, svi).")] = None,
-    chains: Annotated[int | None, typer.Option(help="Independent chains (nuts).")] = None,
+    restarts: Annotated[int | None, typer.Option(help="Starts, the best is kept (em, map, laplace, svi).")] = None,
+    chains: Annotated[int | None, typer.Option(help="Independent chains (nuts: 4; chees: 64).")] = None,
     warmup: Annotated[
-        int | None, typer.Option(help="Iterations of a chain that adapt and are not kept (nuts).")
+        int | None, typer.Option(help="Iterations of a chain that adapt and are not kept (nuts, chees).")
     ] = None,
-    draws: Annotated[int | None, typer.Option(help="Iterations of a chain that are kept (nuts).")] = None,
+    draws: Annotated[int | None, typer.Option(help="Iterations of a chain that are kept (nuts, chees).")] = None,
     target_accept: Annotated[
-        float | None, typer.Option(help="Mean acceptance to aim at; raise it if draws diverge (nuts).")
+        float | None, typer.Option(help="Mean acceptance to aim at; raise it if draws diverge (nuts, chees).")
     ] = None,
     seed: SeedOption = 0,
     out: OutOption = Path("result"),
@@ -184,7 +194,7 @@ def compare(
 ) -> None:
     """Compare results for the same data by leave-one-out cross-validation: which predicts a row best from the others?
 
-    Only fits by svi or nuts have such a score: a single point (em, map) has no spread to average over.
+    A single point (em, map) has no such score: it has no spread to average over.
     """
     print_comparison(compare_trees(open_trees(results)))
 

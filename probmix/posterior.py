@@ -243,7 +243,7 @@ class GuidePosterior(AbstractPosterior):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DrawsPosterior(AbstractPosterior):
-    """Draws by chains: the answer of NUTS.
+    """Draws by chains: the answer of NUTS and ChEES.
 
     Args:
         draws: latent sites, each ``(chain, draw, ...)``.

@@ -170,13 +170,13 @@ def test_a_fit_that_stops_early_warns_in_one_line_even_when_quiet(table, tmp_pat
         (("--columns", "eruptoins,waiting"), "no column 'eruptoins'. Did you mean eruptions?"),
         (
             ("--method", "nuts", "--restarts", "5"),
-            "--restarts is a setting of --method em or map or svi, got --method nuts",
+            "--restarts is a setting of --method em or map or laplace or svi, got --method nuts",
         ),
         (
             ("--method", "em", "--chains", "2"),
-            "--chains is a setting of --method nuts, got --method em. Leave --chains out",
+            "--chains is a setting of --method nuts or chees, got --method em. Leave --chains out",
         ),
-        (("--method", "svi", "--target-accept", ".9"), "--target-accept is a setting of --method nuts"),
+        (("--method", "svi", "--target-accept", ".9"), "--target-accept is a setting of --method nuts or chees"),
         (("--chains", "0"), "chains: expected at least 1, got 0"),
         (("--components", "0"), "num_components: expected 1 or more, got 0"),
         (("--components", "300"), "300"),

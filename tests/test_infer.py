@@ -172,7 +172,7 @@ def test_wrong_arguments_are_explained(program, method, seed, message):
 
 @pytest.mark.parametrize(
     ("method", "done"),  # SVI takes a window of gradient steps at once
-    [(SVI(window=20), 20), (EM(tolerance=1e-14), 1), (MAP(restarts=1), 1)],
+    [(SVI(window=20), 20), (EM(tolerance=1e-14), 1), (MAP(restarts=16, init="random"), 1)],
     ids=["SVI", "EM", "MAP"],
 )
 def test_ctrl_c_keeps_what_there_is(monkeypatch, method, done):

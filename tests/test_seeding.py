@@ -79,7 +79,7 @@ def test_em_starts_are_close_to_the_mode():
 
 
 @pytest.mark.parametrize(
-    ("init", "message"), [("prior", 'expected "auto", "em", "random" or sites, got \'prior\''), ("em", "EM")]
+    ("init", "message"), [("best", '"pathfinder", "prior", "random" or sites, got \'best\''), ("em", "EM")]
 )
 def test_unknown_or_impossible_starts(init, message):
     p = problem()
