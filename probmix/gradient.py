@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from probmix.flat_graph import FlatGraph, can_compile
+from probmix.lenient import is_failed_factorisation
 
 __all__ = ["Batching", "Compile", "Gradient", "Plan"]
 
@@ -77,8 +78,8 @@ class Gradient:
     def __call__(self, z: Tensor, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
         """Return values and gradients at ``z`` of shape ``(b, dim)`` or ``(data sets, b, dim)``."""
         if self._batching == "loop":
-            pairs = [self._eager(row, self._data) for row in z]
-            return torch.stack([value for value, _ in pairs]), torch.stack([grad for _, grad in pairs])
+            gradients, values = self._one_by_one(z, self._data)
+            return values, gradients
         blocks = self._blocks(z)
         bound = self._functions(blocks, plan)
         pairs = [function(block) for function, block in zip(bound, blocks, strict=True)]
@@ -172,20 +173,31 @@ class Gradient:
         return gradient, values
 
     def _eager_batch(self, z: Tensor, data: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return ``(gradients, values)`` of a block without a graph."""
         if self._batching == "vmap":
             with self._context():
                 return self._batched(len(data))(z, *data)
         value, gradient = self._eager(z, data)
+        if value.isnan().all():  # one row that fails spoils the whole block: each by itself then
+            return self._one_by_one(z, data)
         return gradient, value
 
+    def _one_by_one(self, z: Tensor, data: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        rows = z[:, None] if self._batching == "broadcast" else z
+        values, gradients = zip(*(self._eager(row, data) for row in rows), strict=True)
+        return torch.stack(gradients).reshape(z.shape), torch.stack(values).reshape(len(z))
+
     def _eager(self, z: Tensor, data: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        with self._context(), torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            value = self._function(leaf, *data)
+        """Return value and gradient by autograd; NaN where a factorisation fails."""
         try:
-            (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        except torch.linalg.LinAlgError:
-            gradient = torch.full_like(leaf, torch.nan)
+            with self._context(), torch.enable_grad():
+                leaf = z.detach().requires_grad_()
+                value = self._function(leaf, *data)
+                (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        except Exception as error:
+            if not is_failed_factorisation(error):
+                raise
+            return z.new_full(z.shape[:-1], torch.nan), torch.full_like(z, torch.nan)
         return value.detach(), gradient
 
     def _compiles(self, graph: FlatGraph, plan: Plan, block: Tensor, blocks: int) -> bool:

@@ -8,12 +8,26 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Lenient"]
+__all__ = ["Lenient", "is_failed_factorisation"]
 
 aten = torch.ops.aten
 
 #: Operation -> place of ``info`` among its results; 0 there means success.
 _WITH_INFO = {aten.linalg_cholesky_ex.default: 1, aten.linalg_inv_ex.default: 1, aten._linalg_solve_ex.default: 3}
+
+
+#: Errors of torch and of linear_operator (GPyTorch), by name, as the latter need not be installed.
+_ERRORS = {"_LinAlgError", "LinAlgError", "NanError", "NotPSDError"}
+
+
+def is_failed_factorisation(error: Exception) -> bool:
+    """Whether an error says that a matrix could not be factorised, at the values of this call.
+
+    Example:
+        >>> is_failed_factorisation(torch.linalg.LinAlgError("not positive definite"))
+        True
+    """
+    return any(cls.__name__ in _ERRORS for cls in type(error).__mro__)
 
 
 class Lenient(TorchDispatchMode):

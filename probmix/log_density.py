@@ -147,9 +147,8 @@ class LogDensity:
         """
         if self.datasets is not None:
             return self._over_datasets(lambda row, *data: self._value(row, *data, jacobian=jacobian), z)
-        if self.batching == "broadcast" and z.dim() > 1:
-            with self._fast():
-                return self._value_broadcast(z.reshape(-1, self.dim), jacobian=jacobian).reshape(z.shape[:-1])
+        if self.batching != "vmap":  # eager either way, and a row that fails is dealt with there
+            return self.value_and_grad(z, jacobian=jacobian)[0]
         return self._run(lambda row: self._value(row, jacobian=jacobian), z)
 
     def log_joint(self, sites: Mapping[str, Tensor]) -> Tensor:

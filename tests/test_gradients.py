@@ -259,3 +259,16 @@ def test_data_are_inputs_of_the_graph(name):
     got = together.value_and_grad(z)
     torch.testing.assert_close(got, tuple(map(torch.stack, zip(*expected, strict=True))), rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(together.value(z), got[0], rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_gpytorchs_failures_stay_in_their_row():
+    """GPyTorch raises for the whole batch where one covariance cannot be factorised; the other chains go on."""
+    density = LogDensity(CASES["GPyTorch"].program, Arguments.of(X))
+    z = 0.5 * torch.randn(3, density.dim)
+    expected = density.value_and_grad(z)
+    z[1] = torch.nan
+    values, gradients = density.value_and_grad(z)
+    assert values.isnan().tolist() == density.value(z).isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(values[::2], expected[0][::2], rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(gradients[::2], expected[1][::2], rtol=ROUNDING, atol=ROUNDING)
+    assert gradients[1].isnan().all()
