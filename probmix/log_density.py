@@ -75,7 +75,7 @@ class LogDensity:
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("row", len(x)):
         ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
-        >>> density = LogDensity(program, Arguments.of(torch.zeros(3)))
+        >>> density = LogDensity.trace(program, torch.zeros(3))
         >>> density.value(torch.zeros(5, 1)).shape
         torch.Size([5])
         >>> density.pointwise({"loc": torch.zeros(5)})["x"].shape
@@ -117,6 +117,11 @@ class LogDensity:
         self._choose_evaluator(first)
         self.batching = self._choose_batching(first)
         self._gradients = {jacobian: self._gradient(jacobian) for jacobian in (True, False)}
+
+    @classmethod
+    def trace(cls, program: Program, data: Any) -> LogDensity:
+        """Return the log density of a program and its data, given as `probmix.inference.infer` takes them."""
+        return cls(program, Arguments.of(data).checked_by(program))
 
     # -- the flat vector --------------------------------------------------------------------------------------------
 

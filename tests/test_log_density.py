@@ -10,7 +10,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
 from probmix.arguments import Arguments
-from probmix.errors import ProgramError
+from probmix.errors import DataError, ProgramError
 from probmix.isolation import isolated
 from probmix.log_density import LogDensity
 
@@ -295,6 +295,36 @@ def test_a_shared_discrete_site_has_no_pointwise_likelihood():
     assert density.log_joint({"loc": torch.tensor(0.0)}).isfinite()
     with pytest.raises(ProgramError, match=r"'x' stand outside every plate.*inside the data's plate"):
         density.pointwise({"loc": torch.tensor(0.0)})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (X[:4], r"argument 0: expected shape \(5,\) and dtype torch.float64.*got \(4,\).*call infer again"),
+        (X.float(), r"argument 0: expected shape \(5,\) and dtype torch.float64.*got \(5,\) and torch.float32"),
+        ({"x": X}, r"expected the arguments \['argument 0'\], got \['x'\]"),
+    ],
+    ids=["shape", "dtype", "name"],
+)
+def test_data_of_another_kind_are_refused_by_name(data, message):
+    density = LogDensity.trace(normal, X)
+    with pytest.raises(DataError, match=message):
+        density.with_data(data)
+
+
+def test_data_sets_need_one_leading_axis_and_a_program_that_batches():
+    with pytest.raises(DataError, match=r"after a leading axis of data sets and dtype.*got \(5,\)"):
+        LogDensity.trace(normal, X).over(X)
+
+    def branches(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(x)):
+            pyro.sample("x", dist.Normal(a, 1.0 if a > 0 else 2.0), obs=x)
+
+    with pytest.warns(UserWarning, match="cannot be traced as a batch"):
+        density = LogDensity.trace(branches, X)
+    with pytest.raises(ProgramError, match=r"'branches' cannot be traced as a batch.*one by one"):
+        density.over(X[None])
 
 
 def test_missing_and_misshapen_sites_are_named():
