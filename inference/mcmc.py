@@ -1,44 +1,43 @@
-"""The No-U-Turn sampler: Pyro's kernel on our log density, chains side by side, with every diagnostic kept."""
+"""The No-U-Turn sampler on our log density: its settings, and the choice of the engine that makes the moves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, Protocol
 
-import torch
-from pyro.infer.mcmc import NUTS as PyroNUTS  # noqa: N811 (a class, in capitals)
 from torch import Tensor
 
-from probmix.arviz import ess
 from probmix.errors import FitError
+from probmix.gradient import Compile
 from probmix.inference.method import AbstractMethod, Problem, common, require
+from probmix.inference.nuts_nutpie import begin_nutpie
+from probmix.inference.nuts_pyro import begin_pyro
 from probmix.inference.starts import Start, starting_points
-from probmix.log_density import LogDensity
 from probmix.posterior import DrawsPosterior
 from probmix.status import Status
 
-__all__ = ["NUTS"]
+__all__ = ["NUTS", "NUTSRun"]
 
-_FEWEST_DRAWS = 4  # for which ArviZ gives an effective sample size
 _JITTER_STD = 0.1  # unconstrained units: chains never start at the very same point
+_GRADIENTS = 12  # of a typical iteration, for the choice whether compiling pays
 
 
-class NUTSState(NamedTuple):
-    """All chains after some iterations.
+class NUTSRun(Protocol):
+    """Chains under way in some engine."""
 
-    Args:
-        kernels: one kernel for each chain; holds its position, step size and mass matrix.
-        positions: unconstrained position of each chain, ``(chains, dim)``.
-        draws: positions kept so far, warm-up first, then sampling.
-        stats: what each of these iterations reported.
-    """
+    @property
+    def iteration(self) -> int:
+        """Iterations that every chain has done."""
 
-    kernels: tuple[RecordingNUTS, ...]
-    positions: Tensor
-    draws: tuple[Tensor, ...]
-    stats: tuple[dict[str, Tensor], ...]
-    iteration: int
+    def figures(self) -> Mapping[str, str]:
+        """Return the figures that matter, for the progress bar."""
+
+    def advance(self) -> NUTSRun:
+        """Return the run some iterations later."""
+
+    def kept(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return positions ``(chains, draws, dim)`` and statistics ``(chains, draws)``: warm-up, or what follows it."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,19 @@ class NUTS(AbstractMethod):
         target_accept: mean acceptance probability that the step size aims at; raise it where transitions diverge.
         mass: ``"diagonal"`` or ``"dense"`` mass matrix.
         max_tree_depth: at most ``2**max_tree_depth - 1`` gradients in one iteration.
+        engine: ``"pyro"``, chains one after another; or ``"nutpie"``, if that package is installed
+            (``pip install "probmix[nutpie]"``): chains ask for their gradients at once and are answered by one batch,
+            so that many chains cost little more than one; its warm-up also learns from the gradients. Its positions
+            are float64 on the CPU, wherever the data are.
+        compile: ``"auto"``, True or False: as in `probmix.log_density.LogDensity.plan`.
 
     Raises:
+        MethodError: a setting out of its range, or an engine that is not installed or cannot do what is asked.
         ProgramError: no finite start, or a program without a log density.
         FitError: interrupted before the first iteration was done.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
         >>> from probmix.inference import infer
         >>> def program(x):
         ...     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
@@ -81,6 +86,8 @@ class NUTS(AbstractMethod):
     target_accept: float = 0.8
     mass: Literal["diagonal", "dense"] = "diagonal"
     max_tree_depth: int = 10
+    engine: Literal["pyro", "nutpie"] = "pyro"
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         for setting in ("chains", "draws", "max_tree_depth"):
@@ -88,36 +95,57 @@ class NUTS(AbstractMethod):
         require(self.warmup >= 0, "warmup", "0 or more", self.warmup)
         require(0 < self.target_accept < 1, "target_accept", "a probability between 0 and 1", self.target_accept)
         require(self.mass in ("diagonal", "dense"), "mass", '"diagonal" or "dense"', self.mass)
+        require(self.engine in ("pyro", "nutpie"), "engine", '"pyro" or "nutpie"', self.engine)
+        require(self.compile in ("auto", True, False), "compile", '"auto", True or False', self.compile)
+        if self.engine == "nutpie":
+            require(self.mass == "diagonal", "mass", '"diagonal", which is what nutpie adapts', self.mass)
+            require(self.warmup >= 1, "warmup", "at least 1 for nutpie", self.warmup)
 
-    def start(self, problem: Problem) -> NUTSState:
-        """Return the first state: a kernel at a starting point of its own for each chain."""
-        starts = starting_points(problem, problem.log_density, self.init, self.chains, jitter_std=_JITTER_STD)
-        kernels = tuple(self._kernel(problem.log_density, z) for z in starts)
-        return NUTSState(kernels, starts, (), (), 0)
+    def start(self, problem: Problem) -> NUTSRun:
+        """Return the first state: every chain at a starting point of its own."""
+        density, iterations = problem.log_density, self.warmup + self.draws
+        together = self.engine == "nutpie"  # one batch for all chains; Pyro's kernels go one after another
+        calls = _GRADIENTS * iterations * (1 if together else self.chains)
+        density.plan(batch=self.chains if together else 1, gradients=calls, compile=self.compile)
+        starts = starting_points(problem, density, self.init, self.chains, jitter_std=_JITTER_STD)
+        if together:
+            return begin_nutpie(
+                density,
+                starts,
+                warmup=self.warmup,
+                draws=self.draws,
+                target_accept=self.target_accept,
+                max_tree_depth=self.max_tree_depth,
+            )
+        return begin_pyro(
+            density,
+            starts,
+            warmup=self.warmup,
+            target_accept=self.target_accept,
+            mass=self.mass,
+            max_tree_depth=self.max_tree_depth,
+        )
 
-    def step(self, problem: Problem, state: NUTSState) -> NUTSState:
-        """Return the state after one iteration of every chain."""
-        results = [kernel.advance(z) for kernel, z in zip(state.kernels, state.positions, strict=True)]
-        positions = torch.stack([z for z, _ in results])
-        stats = {name: torch.stack([s[name] for _, s in results]) for name in results[0][1]}
-        sampling = state.iteration == self.warmup  # from here on the warm-up is of no more use
-        kept, reported = ((), ()) if sampling else (state.draws, state.stats)
-        return NUTSState(state.kernels, positions, (*kept, positions), (*reported, stats), state.iteration + 1)
+    def step(self, problem: Problem, state: NUTSRun) -> NUTSRun:
+        """Return the state after one iteration of every chain, or, with nutpie, after some gradients."""
+        return state.advance()
 
-    def status(self, problem: Problem, state: NUTSState) -> Status | None:
+    def status(self, problem: Problem, state: NUTSRun) -> Status | None:
         """Return how the fit ended, or None to go on."""
         if state.iteration < self.warmup + self.draws:
             return None
-        divergent = int(torch.stack([s["diverging"] for s in state.stats]).sum())
+        _, stats = state.kept()
+        divergent = int(stats["diverging"].sum())
         advice = f" Raise target_accept={self.target_accept:g}, or reparameterise." if divergent else ""
-        accepted = float(torch.stack([s["acceptance_rate"] for s in state.stats]).double().mean(0).min())
+        accepted = float(stats["acceptance_rate"].double().mean(1).min())
         if accepted < self.target_accept / 2:
             advice += f" A chain accepted only {accepted:.2f} of its moves: raise warmup={self.warmup}."
         return Status("complete", f"{self.chains} chains of {self.draws} draws, {divergent} divergent.{advice}")
 
-    def finish(self, problem: Problem, state: NUTSState, status: Status) -> DrawsPosterior:
+    def finish(self, problem: Problem, state: NUTSRun, status: Status) -> DrawsPosterior:
         """Return the draws; of an interrupted fit, those made so far."""
-        if not state.draws:
+        z, stats = state.kept()
+        if not z.shape[1]:
             raise FitError(
                 "interrupted before the first iteration was done, so there is nothing to keep. Run it again."
             )
@@ -127,91 +155,14 @@ class NUTS(AbstractMethod):
                 f"stopped by the user in warm-up ({state.iteration} of {self.warmup} iterations): these are warm-up "
                 "draws, not yet draws from the posterior. Use them as init=, or run again.",
             )
-        z = torch.stack(state.draws, 1)
         return DrawsPosterior(
-            **common(self, problem, status),
-            draws=problem.log_density.constrain(z),
-            sample_stats={name: torch.stack([s[name] for s in state.stats], 1) for name in state.stats[0]},
+            **common(self, problem, status), draws=problem.log_density.constrain(z), sample_stats=stats
         )
 
-    def progress(self, state: NUTSState) -> tuple[int, int]:
+    def progress(self, state: NUTSRun) -> tuple[int, int]:
         """Return iterations done and in all."""
         return state.iteration, self.warmup + self.draws
 
-    def figures(self, state: NUTSState) -> Mapping[str, str]:
-        """Return the phase, divergences and the effective sample size of the log density so far."""
-        if state.iteration <= self.warmup:
-            return {"phase": "warm-up", "step size": f"{state.kernels[0].step_size:.3g}"}
-        divergent = int(sum(s["diverging"].sum() for s in state.stats))
-        log_density = torch.stack([s["lp"] for s in state.stats], 1).cpu().numpy()
-        size = f"{float(ess(log_density)):.0f}" if len(state.stats) >= _FEWEST_DRAWS else "-"
-        return {"phase": "sampling", "divergent": str(divergent), "ESS": size}
-
-    def _kernel(self, density: LogDensity, z: Tensor) -> RecordingNUTS:
-        kernel = RecordingNUTS(
-            potential_fn=lambda params: Potential.apply(params["z"], density),
-            full_mass=self.mass == "dense",
-            target_accept_prob=self.target_accept,
-            max_tree_depth=self.max_tree_depth,
-        )
-        kernel.initial_params = {"z": z}
-        kernel.setup(self.warmup)
-        return kernel
-
-
-class RecordingNUTS(PyroNUTS):
-    """Pyro's kernel, which also tells the energy, acceptance and cost of each iteration (ArviZ's sample_stats)."""
-
-    _kinetic = 0.0
-    gradients = 0
-
-    def advance(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Make one iteration; return the new position and the statistics of the iteration."""
-        divergences, mean, count = len(self._divergences), self._mean_accept_prob, self._iterations()
-        before = self.gradients
-        potential = self._potential_energy_last
-        moved = self.sample({"z": z})["z"]
-        n = self._iterations()
-        accepted = n * self._mean_accept_prob - (n - 1) * (mean if n > 1 and count else 0.0)
-        stats = {
-            "lp": -self._potential_energy_last,
-            "energy": potential + self._kinetic,
-            "diverging": len(self._divergences) > divergences,
-            "acceptance_rate": accepted,
-            "step_size": self.step_size,
-            "n_steps": self.gradients - before,
-        }
-        return moved.detach(), {name: torch.as_tensor(v, device=z.device).detach() for name, v in stats.items()}
-
-    def _iterations(self) -> int:
-        """Iterations since the running mean of the acceptance probability was begun anew."""
-        return self._t - self._warmup_steps if self._t > self._warmup_steps else self._t
-
-    def _sample_r(self, name: str) -> Any:
-        r, unscaled = super()._sample_r(name)
-        self._kinetic = self._kinetic_energy(unscaled).detach()
-        return r, unscaled
-
-    def _build_basetree(self, *args: Any, **kwargs: Any) -> Any:
-        self.gradients += 1
-        return super()._build_basetree(*args, **kwargs)
-
-
-class Potential(torch.autograd.Function):
-    """Minus the log density, its gradient computed with it; a failed factorisation is an infinite potential."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, density: LogDensity) -> Tensor:
-        """Return ``-log density`` at ``z``."""
-        try:
-            value, gradient = density.value_and_grad(z.detach())
-        except torch.linalg.LinAlgError:  # not positive definite: the trajectory ends there, as a divergence
-            value, gradient = z.new_tensor(-torch.inf), torch.zeros_like(z)
-        ctx.save_for_backward(gradient)
-        return -value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Return the stored gradient."""
-        (gradient,) = ctx.saved_tensors
-        return -gradient * grads[0], None
+    def figures(self, state: NUTSRun) -> Mapping[str, str]:
+        """Return the phase and what the engine tells about it."""
+        return {"phase": "warm-up" if state.iteration <= self.warmup else "sampling", **state.figures()}

@@ -16,8 +16,8 @@ from probmix.arguments import Arguments
 from probmix.arviz import ess, rhat
 from probmix.errors import FitError, MethodError, ProgramError
 from probmix.inference import EM, NUTS, infer
-from probmix.inference.mcmc import NUTSState
 from probmix.inference.method import Problem
+from probmix.inference.nuts_pyro import PyroRun, begin_pyro, curvature
 from probmix.inference.starts import starting_points
 from probmix.isolation import isolated
 from probmix.relabel import relabel
@@ -122,6 +122,51 @@ def test_dense_mass_matrix():
     assert dense.sample_stats["n_steps"].double().mean() < diagonal.sample_stats["n_steps"].double().mean()
 
 
+def funnel_of_widths(x):
+    """Independent normals whose standard deviations are 0.01, 1 and 30, and one that is flat near zero."""
+    with pyro.plate("site", 3):
+        pyro.sample("a", dist.Normal(torch.zeros(3), torch.tensor([0.01, 1.0, 30.0])))
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(b**4, 1e3), obs=x)
+
+
+@pytest.fixture
+def widths():
+    with isolated(0, dtype=torch.float64, device=torch.device("cpu")):
+        yield Problem(funnel_of_widths, Arguments.of(torch.zeros((), dtype=torch.float64)), 0).log_density
+
+
+def test_curvature_is_the_variance_of_a_normal(widths):
+    """The width of 30 is beyond what a start may say (variance at most 100): it begins with the unit metric."""
+    z = torch.tensor([0.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(curvature(widths, z), torch.tensor([1e-4, 1.0, 1.0, 1.0]).to(z), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("mass", ["diagonal", "dense"])
+def test_the_first_metric_is_that_of_the_start(widths, mass):
+    """With a unit metric a step of the width 0.01 leaves the width 1 a hundred steps away: n_steps tells."""
+    z = torch.zeros(1, 4, dtype=torch.float64)
+    run = begin_pyro(widths, z, warmup=20, target_accept=0.8, mass=mass, max_tree_depth=8)
+    (metric,) = run.kernels[0].inverse_mass_matrix.values()
+    diagonal = metric.diagonal() if mass == "dense" else metric
+    torch.testing.assert_close(diagonal, curvature(widths, z[0]))
+    assert run.kernels[0].step_size > 0.1  # of the common scale, not of the smallest width
+    plain = begin_pyro(widths, z, warmup=20, target_accept=0.8, mass=mass, max_tree_depth=8)
+    plain.kernels[0].set_metric(torch.ones(4, dtype=torch.float64))
+    assert plain.kernels[0].step_size < 0.1
+
+
+@pytest.mark.slow
+def test_compiled_and_uncompiled_agree_on_the_target():
+    """The same posterior mean, within 4 Monte-Carlo standard errors of the difference (false alarm 6e-5)."""
+    fits = [
+        infer(gamma_poisson, COUNTS, NUTS(chains=2, warmup=60, draws=150, compile=c), seed=0) for c in (True, False)
+    ]
+    rates = [fit.draws["rate"].numpy() for fit in fits]
+    spread = math.sqrt(sum(r.var() / float(ess(r)) for r in rates))
+    assert abs(rates[0].mean() - rates[1].mean()) < 4 * spread
+
+
 def test_failed_factorisation_is_a_divergence_not_a_crash():
     def program(x):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -162,7 +207,7 @@ def test_interrupted_before_anything_was_drawn(monkeypatch):
 def test_divergences_come_with_advice():
     accepted = torch.tensor([0.7, 0.1])
     stats = tuple({"diverging": torch.tensor(d), "acceptance_rate": accepted} for d in ([True, False], [True, True]))
-    state = NUTSState((), torch.zeros(2, 1), (), stats, 2)
+    state = PyroRun((), torch.zeros(2, 1), (torch.zeros(2, 1),) * 2, stats, 2, 0)
     status = NUTS(chains=2, warmup=0, draws=2, target_accept=0.7).status(None, state)
     assert "3 divergent. Raise target_accept=0.7, or reparameterise" in status.message
     assert "A chain accepted only 0.10 of its moves: raise warmup=0" in status.message
@@ -198,6 +243,8 @@ def test_starts_given_by_the_user():
         ({"target_accept": 1.0}, "target_accept: expected a probability between 0 and 1, got 1.0"),
         ({"mass": "full"}, 'mass: expected "diagonal" or "dense", got \'full\''),
         ({"warmup": -1}, "warmup: expected 0 or more, got -1"),
+        ({"engine": "stan"}, 'engine: expected "pyro" or "nutpie", got \'stan\''),
+        ({"compile": "yes"}, "compile: expected \"auto\", True or False, got 'yes'"),
     ],
 )
 def test_settings_out_of_range(settings, message):
