@@ -1,4 +1,4 @@
-"""Pictures of mixtures that ArviZ does not draw: density, responsibilities, traces, predictive check, history.
+"""Pictures that ArviZ does not draw: density, responsibilities, traces, predictive check, history, calibration.
 
 Each function takes its data first, draws on the ``ax`` or ``fig`` it is given or makes a new one with
 ``matplotlib.pyplot.subplots``, and returns it. Nothing is shown, saved or closed, and no setting is changed.
@@ -7,10 +7,18 @@ Components are numbered from 0, as in arrays, and keep their colour in every pic
 
 from __future__ import annotations
 
+from probmix.plots_calibration import plot_calibration
 from probmix.plots_components import plot_components
 from probmix.plots_density import plot_density
 from probmix.plots_history import plot_history
 from probmix.plots_predictive_check import plot_predictive_check
 from probmix.plots_responsibilities import plot_responsibilities
 
-__all__ = ["plot_components", "plot_density", "plot_history", "plot_predictive_check", "plot_responsibilities"]
+__all__ = [
+    "plot_calibration",
+    "plot_components",
+    "plot_density",
+    "plot_history",
+    "plot_predictive_check",
+    "plot_responsibilities",
+]

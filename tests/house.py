@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"probmix": ROOT / "probmix", "probmix.models": ROOT / "models", "probmix.inference": ROOT / "inference"}
 
 #: The hall's modules that a user meets first: they alone may import the two other rooms.
-FRONT = {"probmix.cli", "probmix.demo", "probmix.__main__", "probmix.estimators"}
+FRONT = {"probmix.cli", "probmix.demo", "probmix.__main__", "probmix.estimators", "probmix.calibration"}
 
 
 def sources() -> dict[str, Path]:
