@@ -30,9 +30,9 @@ class Importance:
 
     Example:
         >>> Importance((-3.0, 0.1), 0.31, 1000).advice("use NUTS()")
-        'Pareto k 0.31: the guide is close enough to the posterior for its expectations (limit 0.67)'
+        'Pareto k 0.31: importance weights can correct the guide (limit 0.67)'
         >>> Importance((-9.0, 0.1), 0.93, 1000).advice("use NUTS()")
-        'Pareto k 0.93, above 0.67: the guide is too far from the posterior for its expectations; use NUTS()'
+        'Pareto k 0.93, above 0.67: the guide is too narrow somewhere for importance weights to correct it; use NUTS()'
     """
 
     elbo: tuple[float, float]
@@ -49,13 +49,10 @@ class Importance:
         if math.isnan(self.pareto_k):
             return "Pareto k unknown: the guide has no tractable density, so nothing says how close it is"
         if self.pareto_k <= self.limit:
-            return (
-                f"Pareto k {self.pareto_k:.2f}: the guide is close enough to the posterior for its expectations "
-                f"(limit {self.limit:.2f})"
-            )
+            return f"Pareto k {self.pareto_k:.2f}: importance weights can correct the guide (limit {self.limit:.2f})"
         return (
-            f"Pareto k {self.pareto_k:.2f}, above {self.limit:.2f}: the guide is too far from the posterior for its "
-            f"expectations; {otherwise}"
+            f"Pareto k {self.pareto_k:.2f}, above {self.limit:.2f}: the guide is too narrow somewhere for importance "
+            f"weights to correct it; {otherwise}"
         )
 
 

@@ -113,9 +113,9 @@ class LateBroadcast(Interpreter):
         ['sum_1', 'mul']
     """
 
-    def run(self, *inputs: Any) -> Any:
+    def run(self, *args: Any, **settings: Any) -> Any:
         """Return the graph's outputs, written out in full."""
-        return pytree.tree_map(_full, super().run(*inputs))
+        return pytree.tree_map(_full, super().run(*args, **settings))
 
     def run_node(self, node: Node) -> Any:
         """Run one node."""

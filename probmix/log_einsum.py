@@ -34,7 +34,7 @@ class BatchedEinsumEvaluator(TraceEinsumEvaluator):
     def log_prob(self, model_trace: Trace) -> Tensor:
         """Return the log density of a trace, its enumerated sites summed out."""
         if not self.has_enumerable_sites:
-            return model_trace.log_prob_sum()
+            return torch.as_tensor(model_trace.log_prob_sum())
         return contract_to_tensor(self._get_log_factors(model_trace), self._enum_dims, ring=_Ring())
 
 

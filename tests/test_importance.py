@@ -83,7 +83,10 @@ def test_a_fit_says_whether_its_guide_can_be_trusted(guide, program, reliable):
     fit = infer(program, x, SVI(guide=guide), seed=0)
     assert fit.status.state == "converged"  # two questions: at its best, and good enough
     assert (fit.pareto_k < 0.67) == reliable
-    advice = {True: "close enough to the posterior", False: r"too far from the posterior for its expectations; use "}
+    advice = {
+        True: "importance weights can correct",
+        False: r"is too narrow somewhere for importance weights to correct it; use ",
+    }
     assert advice[reliable] in fit.status.message
     assert ('guide="full_rank", NUTS()' in fit.status.message) == (guide == "diagonal")
     assert f"Pareto k {fit.pareto_k:.2f}" in fit.status.message
@@ -145,8 +148,8 @@ def test_pareto_k_is_saved_and_reaches_arviz(tmp_path):
 def test_the_limit_depends_on_the_number_of_draws(num, limit):
     """min(1 - 1 / log10(S), 0.7), worked out by hand."""
     assert Importance((0.0, 0.0), 0.0, num).limit == pytest.approx(limit)
-    assert "close enough" in Importance((0.0, 0.0), limit - 0.01, num).advice("stop")
-    assert "too far" in Importance((0.0, 0.0), limit + 0.01, num).advice("stop")
+    assert "can correct" in Importance((0.0, 0.0), limit - 0.01, num).advice("stop")
+    assert "too narrow" in Importance((0.0, 0.0), limit + 0.01, num).advice("stop")
 
 
 def test_batches_of_guides_are_kept_apart(density):
