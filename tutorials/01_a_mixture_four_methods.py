@@ -21,7 +21,7 @@ import torch
 from probmix.arviz import ess, rhat
 from probmix.datasets import load_faithful
 from probmix.errors import MethodError
-from probmix.inference import EM, MAP, NUTS, SVI, infer
+from probmix.inference import EM, MAP, NUTS, SVI, ChEES, infer
 from probmix.models import GaussianMixture
 from probmix.plots import plot_components, plot_density, plot_history, plot_predictive_check
 from probmix.posterior import load_posterior
@@ -127,16 +127,19 @@ for name, value in map_fit.sites().items():
     assert torch.allclose(value, em.sites()[name], rtol=1.2e-3), name
 
 # %% [markdown]
-# A bad start is no match for restarts. `init="random"` starts near 0, as many programs do, but these data are near
-# (3.5, 71). All four restarts agree with each other, call themselves converged, and are 159 nats too low. One component
-# has taken all the weight:
+# A bad start can fool restarts. `init="random"` starts near 0, as many programs do, but these data are near (3.5, 71).
+# All eight restarts call themselves converged, and seven of them agree with each other. The seven are 159 nats too low:
+# one component has taken all the weight. The majority is wrong, and only the report of all objectives shows it.
 
 # %%
 lost = infer(model, table, MAP(init="random"), seed=0)
 print(lost.status)
-print("objectives:", lost.objectives.numpy().round(3), "weights:", lost.sites()["weights"].numpy().round(3))
+print("objectives:", lost.objectives.numpy().round(3))
 if full:
-    assert abs(em.objective - lost.objective - 159) < 0.5  # half of the last digit in the text
+    too_low = em.objective - lost.objectives
+    assert (too_low > 1).sum() == 7
+    assert abs(too_low.max() - 159) < 0.5  # half of the last digit in the text
+    assert too_low.min() < 1e-5
 
 # %% [markdown]
 # ## SVI: a distribution, fitted
@@ -157,6 +160,7 @@ gain_std = np.hypot(full_rank.elbo[1], mean_field.elbo[1])
 print(f"full rank is closer by {gain:.2f} ± {gain_std:.2f} nats")
 if full:
     assert gain > 5 * gain_std
+    assert max(fit.pareto_k for fit in guides.values()) < 0.67
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
@@ -164,19 +168,20 @@ for colour, (name, fit) in zip(("C0", "C1"), guides.items(), strict=True):
     steps = pd.Series(fit.history["elbo"][0].numpy())
     ax.plot(steps, color=colour, alpha=0.25, linewidth=0.5)
     ax.plot(steps.rolling(50).mean(), color=colour, label=f"{name}: mean of 50 steps")
-ax.set(xlabel="step", ylabel="ELBO estimate, nats", ylim=(-1180, -1164))
+ax.set(xlabel="step", ylabel="ELBO estimate, nats", ylim=(-1176, -1167))
 _ = ax.legend(loc="lower right")
 
 # %% [markdown]
 # Read it like this:
 #
-# * Each step sees a random estimate, so the curve is rough. Look at the mean of many steps.
-# * Here and there it steps up and gets smoother: there the learning rate was lowered, and the guide jitters less about
-#   its place. When lowering it no longer helps, the fit ends. A curve that is cut off while it rises would be a bad
-#   sign, and `status` would say so.
+# * Each step sees a random estimate. Look at the mean of many steps: it rises, and then it is flat. When the mean of a
+#   window of steps gains nothing on the one before, the learning rate is lowered; when that no longer helps, the fit
+#   ends. A curve that is cut off while it rises would be a bad sign, and `status` would say so.
 # * The difference between the two ends is a difference in Kullback-Leibler distance to the posterior. Full rank is
 #   closer.
-# * The height says nothing about how close either of them is. For that we need something better to compare with.
+# * The height says nothing about how close either of them is. The Pareto k in `status` says something: it looks at the
+#   tails of posterior over guide. Both are below the limit, so nothing was missed badly. How good the widths are, it
+#   does not say. For that we need something better to compare with.
 #
 # ## NUTS: draws from the posterior
 #
@@ -184,7 +189,7 @@ _ = ax.legend(loc="lower right")
 # below must tell whether it was enough.
 
 # %%
-nuts = NUTS(chains=4, warmup=60, draws=300) if full else NUTS(chains=4, warmup=12, draws=12, max_tree_depth=4)
+nuts = NUTS(chains=4, warmup=150, draws=300) if full else NUTS(chains=4, warmup=12, draws=12, max_tree_depth=4)
 mcmc = infer(model, table, nuts, seed=1)
 print(mcmc.status)
 az.summary(mcmc.to_arviz(log_likelihood=False), var_names=["weights", "loc"]).round(2)
@@ -321,15 +326,15 @@ print("mean of the ratios:", ratio.mean().round(2).to_dict())
 print(f"sd of weights[0]: {weight_stds.round(4).to_dict()}; √(w(1 − w)/N) = {share_std:.4f}")
 assert abs(share_std - 0.029) < 5e-4  # half of the last digit in the text
 if full:
-    # The errors of NUTS, 3 % each, and of SVI, which stops within some 3 % of its optimum, largely average out over the
-    # eleven rows: what is left is 2 %. Three seeds against 4,000 draws gave 0.95 to 0.98 and 0.91 to 0.94.
-    assert 0.9 < ratio["full rank"].mean() < 1.04
+    # The errors of NUTS, 3 % each, largely average out over the eleven rows; those of 4,000 independent draws are 1 %.
+    assert 0.95 < ratio["full rank"].mean() < 1.03
+    assert (ratio["full rank"] - 1).abs().max() < 0.1
     assert ratio["full rank"].mean() - ratio["mean field"].mean() > 0.02
     assert (weight_stds / share_std - 1).abs().max() < 0.12  # four times 3 %
 
 # %% [markdown]
-# Full rank comes within a few percent on average; single sds are off by up to a tenth, and which ones depends on where
-# the random climb happened to stop. The mean field is too narrow nearly everywhere.
+# Full rank comes within a few percent on average, and within a tenth everywhere. The mean field is too narrow nearly
+# everywhere.
 #
 # Where both guides leave a bar on the same side, suspect the judge too: one bar in twenty is missed by chance. The
 # weight can be checked without any method. Nearly every eruption is clearly in one group, so its sd must be close to
@@ -356,7 +361,7 @@ print(f"sds of the four means, mean field / NUTS: {means['mean field']:.2f}; √
 assert np.abs(rho["mean field"]).max() < 0.065  # zero, but for 4,000 draws: four times 1 / sqrt(4000)
 if full:
     assert rho["NUTS"].min() > 0.2  # the sampling error of a correlation is 1 / sqrt(effective draws), 0.03
-    # Four ratios, each uncertain by 3 % from NUTS and by 3 % from SVI: 2 % for their mean. Three times that:
+    # Four ratios, each uncertain by 3 % from NUTS and 1 % from the guide's draws: 2 % for their mean, times three.
     assert abs(means["mean field"] - expected) < 0.06
 
 # %% [markdown]
@@ -414,12 +419,12 @@ assert p_value < 0.01
 #
 # `az.loo` estimates how well each observation is predicted from all the others (the expected log predictive density,
 # elpd; higher is better). It needs the log-likelihood of every single row with its unknown component summed out, which
-# `to_arviz` has put there. SVI is fast enough to fit all three models here.
+# `to_arviz` has put there. Labels do not matter to it. We fit all three models with `ChEES()`, which runs 64 short
+# chains as one batch and needs a few seconds for each; [the third tutorial](03_many_chains.ipynb) is about it.
 
 # %%
-fits = {
-    k: full_rank if k == 2 else infer(GaussianMixture(k), table, SVI(max_steps=max_steps), seed=0) for k in (1, 2, 3)
-}
+many_chains = ChEES() if full else ChEES(warmup=12, draws=8)
+fits = {k: infer(GaussianMixture(k), table, many_chains, seed=0) for k in (1, 2, 3)}
 comparison = az.compare({f"K = {k}": fit.to_arviz() for k, fit in fits.items()})
 one, two = comparison.loc["K = 1"], comparison.loc["K = 2"]
 assert one["elpd_diff"] > 8 * one["dse"]
@@ -433,14 +438,14 @@ comparison.round(2)
 # is wrong with it) and need not be a third kind of eruption. Take two if you want to speak of groups; three if you want
 # the density. `weight` is how much of each to mix for the best predictions. It is not the probability of a model.
 #
-# A word of caution. The draws here are those of a guide, and `az.loo` takes them for draws of the posterior. So check
-# one against NUTS:
+# A word of caution. `az.loo` takes whatever it is given for draws of the posterior, those of a guide too. Three methods
+# fitted the model with two components. Do they agree?
 
 # %%
-both = az.compare({"NUTS": data, "SVI": full_rank.to_arviz()})
+methods = az.compare({"NUTS": data, "SVI": full_rank.to_arviz(), "ChEES": fits[2].to_arviz()})
 if full:
-    assert both["elpd_diff"].max() < 1  # over several seeds SVI scatters about NUTS by 0.2: five times that
-both.round(2)
+    assert methods["elpd_diff"].max() < 1  # over several seeds SVI scatters about NUTS by 0.2: five times that
+methods.round(2)
 
 # %% [markdown]
 # ## What a point cannot tell

@@ -27,7 +27,7 @@ from probmix.inference import EM, MAP, NUTS, SVI, infer
 from probmix.posterior import load_posterior
 
 full = not os.environ.get("PROBMIX_SMOKE")  # the tests set it: few draws and steps, no assert that needs many
-warmup, draws, max_steps = (150, 250, 10_000) if full else (40, 25, 200)
+warmup, draws, max_steps = (150, 400, 10_000) if full else (40, 25, 200)
 
 torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
 plt.rcParams["figure.dpi"] = 90
@@ -204,9 +204,26 @@ for colour, (name, fit) in zip(("C0", "C1"), guides.items(), strict=True):
     steps = pd.Series(fit.history["elbo"][0].numpy())
     ax.plot(steps, color=colour, alpha=0.25, linewidth=0.5)
     ax.plot(steps.rolling(50).mean(), color=colour, label=f"{name}: mean of 50 steps")
-ax.axhline(log_evidence, color="black", linestyle="--", linewidth=1, label="log evidence, from the grid")
+ax.axhline(log_evidence, color="black", linestyle="--", linewidth=1, zorder=1, label="log evidence, from the grid")
 ax.set(xlabel="step", ylabel="ELBO estimate, nats", ylim=(log_evidence - 6, log_evidence + 2.5))
 _ = ax.legend(fontsize="small", loc="lower right")
+
+# %% [markdown]
+# The two curves come from two engines. A built-in Gaussian guide takes natural-gradient steps, in its own units: few
+# steps, little noise. A guide of your own is run by Pyro's engine with Adam: more steps, more noise. Both stop by the
+# same rule.
+#
+# Both have a warning label in their `status`, the Pareto k of posterior over guide. Read it for what it is. It looks at
+# the far tails, where a normal distribution falls off faster than this posterior; the gap above looks at the bulk. The
+# built-in guide gets a warning, and yet is within 0.05 nats. A warning means: compare with draws before you rely on it.
+# That is done next.
+
+# %%
+for name, fit in guides.items():
+    print(f"{name:15} {fit.history['elbo'].shape[1]:4} steps, {fit.status}")
+if full:
+    assert built_in.history["elbo"].shape[1] < own.history["elbo"].shape[1]
+    assert built_in.pareto_k > 0.67
 
 # %% [markdown]
 # ## All answers beside the exact one
