@@ -16,7 +16,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine, TightLayoutEngine
 from probmix.datasets import load_faithful
 from probmix.errors import DataError, ProgramError
 from probmix.models import GaussianMixture
-from probmix.plots import plot_components, plot_density, plot_history, plot_predictive_check, plot_responsibilities
+from probmix.plots import (
+    plot_calibration,
+    plot_components,
+    plot_density,
+    plot_history,
+    plot_predictive_check,
+    plot_responsibilities,
+)
+from probmix.ranks import Calibration
 
 matplotlib.use("Agg")
 
@@ -43,6 +51,7 @@ AXES_PICTURES: dict[str, Callable[..., plt.Axes]] = {
 FIGURE_PICTURES: dict[str, Callable[..., Figure]] = {
     "components": lambda **kw: plot_components(DRAWS, dims=MODEL.dims, feature_names=NAMES, **kw),
     "predictive check": lambda **kw: plot_predictive_check(FAITHFUL.x, REPLICATED, feature_names=NAMES, **kw),
+    "calibration": lambda **kw: plot_calibration(Calibration({"loc": np.arange(200) % 20}, 19), **kw),
 }
 PICTURES = AXES_PICTURES | FIGURE_PICTURES
 
