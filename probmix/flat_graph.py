@@ -123,12 +123,17 @@ class _Body:
 
 @lru_cache(maxsize=32)
 def _compile(body: _Body) -> Callable[..., Any]:
-    compiled, flat = torch.compile(body.graph, dynamic=False), body.graph
+    compiled, flat, fresh = torch.compile(body.graph, dynamic=False), body.graph, True
 
     def run(*inputs: Tensor) -> Any:
-        nonlocal compiled
+        nonlocal compiled, fresh
         try:
-            return compiled(*inputs)
+            if not fresh:
+                return compiled(*inputs)
+            fresh = False
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the compiler's, about parts of its own
+                return compiled(*inputs)
         except Exception as reason:  # whatever a compiler may say: the uncompiled graph gives the same answer
             if compiled is flat:
                 raise

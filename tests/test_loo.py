@@ -25,7 +25,7 @@ from z_scores import critical, standard_error
 from probmix.arviz import Group, convert
 from probmix.conjugate import NormalInverseWishart
 from probmix.datasets import load_faithful
-from probmix.inference import EM, MAP, NUTS, SVI, infer
+from probmix.inference import EM, MAP, NUTS, SVI, ChEES, infer
 from probmix.models import GaussianMixture
 
 FALSE_ALARM = 1e-3
@@ -148,24 +148,25 @@ def brute_force() -> Estimate:
 
 
 @pytest.fixture(scope="module")
-def nuts_result() -> Any:
-    fit = infer(model(2), X, NUTS(chains=4, warmup=150, draws=200), seed=0)
+def drawn() -> Any:
+    """Of 800 draws the estimate of Pareto's k may pass 0.7 by noise alone; of these 25,600 it is 0.37."""
+    fit = infer(model(2), X, ChEES(draws=400, compile=False), seed=0)
     return fit.to_arviz(predictive_draws=0, prior_draws=0)
 
 
 @pytest.mark.slow
-def test_loo_of_a_mixture_is_leaving_out_each_row(nuts_result, brute_force):
-    assert agree(from_arviz(nuts_result), brute_force)
+def test_loo_of_a_mixture_is_leaving_out_each_row(drawn, brute_force):
+    assert agree(from_arviz(drawn), brute_force)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Pareto:UserWarning")
-def test_without_the_sum_over_assignments_loo_is_another_number(nuts_result, brute_force):
+def test_without_the_sum_over_assignments_loo_is_another_number(drawn, brute_force):
     """Negative control: the likelihood of each row in a component drawn for it, weights left out."""
-    posterior = nuts_result["posterior"]
+    posterior = drawn["posterior"]
     sites = {name: np.asarray(posterior[name]) for name in ("weights", "loc", "cov")}
     joint = log_prob_components(X.numpy(), sites)
-    ours = np.asarray(nuts_result["log_likelihood"]["x"])
+    ours = np.asarray(drawn["log_likelihood"]["x"])
     np.testing.assert_allclose(ours, log_prob(X.numpy(), sites), rtol=1e-9)  # with the sum: the same numbers
     labels = (joint + np.random.default_rng(0).gumbel(size=joint.shape)).argmax(-1)[..., None]
     chosen = np.take_along_axis(joint - np.log(sites["weights"])[..., None, :], labels, -1)[..., 0]
