@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from probmix.arviz import ess
-from probmix.errors import FitError
+from probmix.gradient import Compile
 from probmix.inference.agreement import advice_on_agreement
 from probmix.inference.hmc import Chains, Outcome, transition
-from probmix.inference.method import AbstractMethod, Problem, common, require
+from probmix.inference.method import AbstractMethod, Problem, common, require, status_of_draws
 from probmix.inference.starts import Start, starting_points
 from probmix.inference.warmup import Adaptation, WarmUp
 from probmix.posterior import DrawsPosterior
@@ -98,7 +98,7 @@ class ChEES(AbstractMethod):
     target_accept: float = 0.8
     mass: Literal["auto", "diagonal", "dense"] = "auto"
     max_gradients: int = 512
-    compile: Literal["auto"] | bool = "auto"
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         for setting in ("chains", "superchains", "draws"):
@@ -164,16 +164,7 @@ class ChEES(AbstractMethod):
 
     def finish(self, problem: Problem, state: ChEESState, status: Status) -> DrawsPosterior:
         """Return the draws; of an interrupted fit, those made so far."""
-        if not state.draws:
-            raise FitError(
-                "interrupted before the first iteration was done, so there is nothing to keep. Run it again."
-            )
-        if status.state == "interrupted" and state.iteration <= self.warmup:
-            status = Status(
-                "interrupted",
-                f"stopped by the user in warm-up ({state.iteration} of {self.warmup} iterations): these are warm-up "
-                "draws, not yet draws from the posterior. Use them as init=, or run again.",
-            )
+        status = status_of_draws(status, state.iteration, self.warmup)
         return DrawsPosterior(
             **common(self, problem, status),
             draws=problem.log_density.constrain(torch.stack(state.draws, 1)),

@@ -8,9 +8,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from probmix.errors import FitError
 from probmix.gradient import Compile
-from probmix.inference.method import AbstractMethod, Problem, common, require
+from probmix.inference.method import AbstractMethod, Problem, common, require, status_of_draws
 from probmix.inference.nuts_nutpie import begin_nutpie
 from probmix.inference.nuts_pyro import begin_pyro
 from probmix.inference.starts import Start, starting_points
@@ -145,16 +144,7 @@ class NUTS(AbstractMethod):
     def finish(self, problem: Problem, state: NUTSRun, status: Status) -> DrawsPosterior:
         """Return the draws; of an interrupted fit, those made so far."""
         z, stats = state.kept()
-        if not z.shape[1]:
-            raise FitError(
-                "interrupted before the first iteration was done, so there is nothing to keep. Run it again."
-            )
-        if status.state == "interrupted" and state.iteration <= self.warmup:
-            status = Status(
-                "interrupted",
-                f"stopped by the user in warm-up ({state.iteration} of {self.warmup} iterations): these are warm-up "
-                "draws, not yet draws from the posterior. Use them as init=, or run again.",
-            )
+        status = status_of_draws(status, state.iteration, self.warmup)
         return DrawsPosterior(
             **common(self, problem, status), draws=problem.log_density.constrain(z), sample_stats=stats
         )

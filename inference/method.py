@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import Any
 
 from probmix.arguments import Arguments
-from probmix.errors import MethodError
+from probmix.errors import FitError, MethodError
 from probmix.log_density import LogDensity
 from probmix.posterior import AbstractPosterior
 from probmix.status import Status
 from probmix.typing import Program
 
-__all__ = ["AbstractMethod", "Problem", "common", "require"]
+__all__ = ["AbstractMethod", "Problem", "common", "require", "status_of_draws"]
 
 
 @dataclass(frozen=True)
@@ -97,3 +97,24 @@ def require(holds: bool, setting: str, expected: str, got: object) -> None:
     """
     if not holds:
         raise MethodError(f"{setting}: expected {expected}, got {got!r}. Change the setting {setting}=.")
+
+
+def status_of_draws(status: Status, iteration: int, warmup: int) -> Status:
+    """Return how a sampler's fit ended: one stopped in warm-up says that its draws are not yet from the posterior.
+
+    Raises:
+        FitError: no iteration was done, so there is nothing to keep.
+
+    Example:
+        >>> status_of_draws(Status("interrupted", "stopped by the user"), 3, 100).message[:51]
+        'stopped by the user in warm-up (3 of 100 iterations'
+    """
+    if not iteration:
+        raise FitError("interrupted before the first iteration was done, so there is nothing to keep. Run it again.")
+    if status.state != "interrupted" or iteration > warmup:
+        return status
+    return Status(
+        "interrupted",
+        f"stopped by the user in warm-up ({iteration} of {warmup} iterations): these are warm-up draws, not yet draws "
+        "from the posterior. Use them as init=, or run again.",
+    )

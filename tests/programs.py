@@ -41,3 +41,31 @@ def one_dimensional(num_components: int = 2) -> GaussianMixture:
         torch.zeros(1, dtype=torch.float64), torch.tensor(0.05), torch.tensor(3.0), torch.tensor(2.0)
     )
     return GaussianMixture(num_components, "spherical", weight_concentration=2.0, component_prior=prior)
+
+
+def two_discrete(x: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    with pyro.plate("row", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        shift = pyro.sample("shift", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
+        pyro.sample("x", dist.Normal(loc[z.long()] + shift, 1.0), obs=x)
+
+
+def ordered(x: Tensor) -> None:
+    base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+    cuts = pyro.sample("cuts", dist.TransformedDistribution(base, dist.transforms.OrderedTransform()))
+    with pyro.plate("row", len(x)):
+        pyro.sample("x", dist.Normal(cuts.sum(-1), 1.0), obs=x)
+
+
+def with_factor(x: Tensor) -> None:
+    a = pyro.sample("a", dist.Uniform(-3.0, 3.0))
+    pyro.factor("penalty", -(a**2))
+    with pyro.plate("row", len(x)):
+        pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+
+def masked(x: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(x)), pyro.poutine.mask(mask=x > 0):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)

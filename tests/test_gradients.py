@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import zero_inflated
+from programs import masked, ordered, two_discrete, with_factor, zero_inflated
 from pyro.infer import config_enumerate
 from pyro.infer.mcmc.util import initialize_model
 from pyro.nn import PyroModule, PyroSample
@@ -49,13 +49,6 @@ def bounded(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(low * share, 1.0 + share), obs=x)
 
 
-def ordered(x: Tensor) -> None:
-    base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
-    cuts = pyro.sample("cuts", dist.TransformedDistribution(base, dist.transforms.OrderedTransform()))
-    with pyro.plate("row", len(x)):
-        pyro.sample("x", dist.Normal(cuts.sum(-1), 1.0), obs=x)
-
-
 def correlated(x: Tensor) -> None:
     std = pyro.sample("std", dist.LogNormal(torch.zeros(2), 0.5).to_event(1))
     chol = pyro.sample("chol", dist.LKJCholesky(2, torch.tensor(2.0)))
@@ -71,14 +64,6 @@ def mixture(x: Tensor) -> None:
     with pyro.plate("row", len(x)):
         z = pyro.sample("z", dist.Categorical(weights))
         pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
-
-
-def two_discrete(x: Tensor) -> None:
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-    with pyro.plate("row", len(x)):
-        z = pyro.sample("z", dist.Bernoulli(0.3))
-        shift = pyro.sample("shift", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
-        pyro.sample("x", dist.Normal(loc[z.long()] + shift, 1.0), obs=x)
 
 
 def hidden_markov(x: Tensor) -> None:
@@ -110,19 +95,6 @@ def nested_plates(x: Tensor) -> None:
         z = pyro.sample("z", dist.Bernoulli(0.4))
         with pyro.plate("row", 2, dim=-1):
             pyro.sample("x", dist.Normal(loc + shift + 2 * z, 1.0), obs=x[:4].reshape(2, 2))
-
-
-def with_factor(x: Tensor) -> None:
-    a = pyro.sample("a", dist.Uniform(-3.0, 3.0))
-    pyro.factor("penalty", -(a**2))
-    with pyro.plate("row", len(x)):
-        pyro.sample("x", dist.Normal(a, 1.0), obs=x)
-
-
-def masked(x: Tensor) -> None:
-    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-    with pyro.plate("row", len(x)), pyro.poutine.mask(mask=x > 0):
-        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
 def control_flow_on_data(x: Tensor) -> None:

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import masked, ordered, two_discrete, with_factor
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
@@ -40,14 +41,6 @@ def mixture(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
 
 
-def two_discrete(x: Tensor) -> None:
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-    with pyro.plate("row", len(x)):
-        z = pyro.sample("z", dist.Bernoulli(0.3))
-        shift = pyro.sample("shift", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
-        pyro.sample("x", dist.Normal(loc[z.long()] + shift, 1.0), obs=x)
-
-
 def group_latent(x: Tensor) -> None:
     """One discrete latent for each group of two observations: the group is what can be left out."""
     loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
@@ -57,31 +50,11 @@ def group_latent(x: Tensor) -> None:
             pyro.sample("x", dist.Normal(loc + 2 * z, 1.0), obs=x[:4].reshape(2, 2))
 
 
-def ordered(x: Tensor) -> None:
-    base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
-    cuts = pyro.sample("cuts", dist.TransformedDistribution(base, dist.transforms.OrderedTransform()))
-    with pyro.plate("row", len(x)):
-        pyro.sample("x", dist.Normal(cuts.sum(-1), 1.0), obs=x)
-
-
 def correlated(x: Tensor) -> None:
     chol = pyro.sample("chol", dist.LKJCholesky(2, torch.tensor(2.0)))
     pairs = torch.stack([x[:-1], x[1:]], -1)
     with pyro.plate("row", len(pairs)):
         pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), scale_tril=chol), obs=pairs)
-
-
-def with_factor(x: Tensor) -> None:
-    a = pyro.sample("a", dist.Uniform(-3.0, 3.0))
-    pyro.factor("penalty", -(a**2))
-    with pyro.plate("row", len(x)):
-        pyro.sample("x", dist.Normal(a, 1.0), obs=x)
-
-
-def masked(x: Tensor) -> None:
-    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-    with pyro.plate("row", len(x)), pyro.poutine.mask(mask=x > 0):
-        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
 def hidden_markov(x: Tensor) -> None:
