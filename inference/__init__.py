@@ -5,10 +5,12 @@ if __name__ != "probmix.inference":
 
 from probmix.inference.chees import ChEES
 from probmix.inference.em import EM
+from probmix.inference.gibbs import Gibbs
 from probmix.inference.infer import infer
 from probmix.inference.laplace import Laplace
 from probmix.inference.map import MAP
 from probmix.inference.mcmc import NUTS
 from probmix.inference.svi import SVI
+from probmix.inference.vb import VB
 
-__all__ = ["EM", "MAP", "NUTS", "SVI", "ChEES", "Laplace", "infer"]
+__all__ = ["EM", "MAP", "NUTS", "SVI", "VB", "ChEES", "Gibbs", "Laplace", "infer"]

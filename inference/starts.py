@@ -16,7 +16,7 @@ from probmix.log_density import LogDensity
 from probmix.simulation import trace_sites
 from probmix.typing import ClosedFormMixture, Sites
 
-__all__ = ["Start", "starting_points"]
+__all__ = ["Start", "short_em", "starting_points"]
 
 _Name: TypeAlias = Literal["auto", "em", "pathfinder", "prior", "random"]
 
@@ -94,14 +94,22 @@ def _chosen(problem: Problem, density: LogDensity, init: str, otherwise: str) ->
 
 def _named(problem: Problem, density: LogDensity, name: str, num: int) -> Tensor:
     if name == "em":
-        return density.unconstrain(_short_em(problem, num))
+        return density.unconstrain(short_em(problem, num))
     if name == "pathfinder":
         return _pathfinder(problem, density, num)
     return _first_finite(density, _tries(problem, density, num, prior=name == "prior"))
 
 
-def _short_em(problem: Problem, num: int) -> Sites:
-    """Return sites ``(num, ...)``, each the best of a few short runs of its own."""
+def short_em(problem: Problem, num: int) -> Sites:
+    """Return sites ``(num, ...)``, each the best of a few short runs of EM of its own.
+
+    Example:
+        >>> from probmix.arguments import Arguments
+        >>> from probmix.datasets import load_faithful
+        >>> from probmix.models import GaussianMixture
+        >>> short_em(Problem(GaussianMixture(2), Arguments.of(load_faithful().x), 0), 3)["loc"].shape
+        torch.Size([3, 2, 2])
+    """
     em = EM(restarts=num * _EM_PER_START, max_steps=_EM_STEPS, tolerance=1e-3)
     state = em.start(problem)
     while em.status(problem, state) is None:

@@ -3,6 +3,26 @@
 if __name__ != "probmix.models":
     raise ImportError("these files are the package probmix.models: write 'from probmix.models import ...'")
 
+from probmix.models.bernoulli_mixture import BernoulliMixture
+from probmix.models.categorical_mixture import CategoricalMixture
+from probmix.models.exponential_mixture import ExponentialMixture
+from probmix.models.factor_analysers import MixtureOfFactorAnalysers
 from probmix.models.gaussian_mixture import GaussianMixture
+from probmix.models.poisson_mixture import PoissonMixture
+from probmix.models.product_mixture import ProductMixture
+from probmix.models.regression_mixture import RegressionMixture
+from probmix.models.student_t_mixture import StudentTMixture
+from probmix.models.von_mises_fisher_mixture import VonMisesFisherMixture
 
-__all__ = ["GaussianMixture"]
+__all__ = [
+    "BernoulliMixture",
+    "CategoricalMixture",
+    "ExponentialMixture",
+    "GaussianMixture",
+    "MixtureOfFactorAnalysers",
+    "PoissonMixture",
+    "ProductMixture",
+    "RegressionMixture",
+    "StudentTMixture",
+    "VonMisesFisherMixture",
+]

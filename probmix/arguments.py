@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,13 +61,17 @@ class Arguments:
         if not isinstance(program, Observing):
             return self
         values = [*self.args, *(self.kwargs or {}).values()]
-        if len(values) != 1 or not isinstance(values[0], Tensor):
+        names = list(inspect.signature(program.observe).parameters)
+        if len(values) != len(names) or not all(isinstance(value, Tensor) for value in values):
+            tables = "one table of data" if len(names) == 1 else f"{len(names)} tables of data ({', '.join(names)})"
+            remedy = "the table itself" if len(names) == 1 else f"({', '.join(names)})"
             raise DataError(
-                f"{type(program).__name__} takes one table of data (tensor, array or data frame of shape "
+                f"{type(program).__name__} takes {tables} (tensor, array or data frame of shape "
                 f"(rows, columns)); got {len(values)} arguments of types {[type(v).__name__ for v in values]}. "
-                "Pass the table itself as `data`."
+                f"Pass {remedy} as `data`."
             )
-        return replace(self, args=(program.observe(values[0]),), kwargs={})
+        checked = program.observe(*values)
+        return replace(self, args=checked if isinstance(checked, tuple) else (checked,), kwargs={})
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -1,8 +1,9 @@
-"""The command line: ``probmix demo``, ``fit``, ``compare`` and ``report``."""
+"""The command line: ``probmix demo``, ``fit``, ``select``, ``compare`` and ``report``."""
 
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import typer
 from typer.core import TyperGroup
 
@@ -19,7 +21,7 @@ from probmix.arguments import Arguments
 from probmix.comparison import compare as compare_trees
 from probmix.demo import run_demo, write_demo
 from probmix.errors import MethodError, ProbmixError
-from probmix.inference import EM, MAP, NUTS, SVI, ChEES, Laplace, infer
+from probmix.inference import EM, MAP, NUTS, SVI, VB, ChEES, Gibbs, Laplace, infer
 from probmix.inference.method import AbstractMethod
 from probmix.models import GaussianMixture
 from probmix.posterior import load_posterior
@@ -27,6 +29,7 @@ from probmix.readers import check_writable, read_table
 from probmix.reading import Reading
 from probmix.report import print_comparison, print_report, write_report
 from probmix.results import clear, find_file, open_trees, refuse_overwriting, save_posterior, save_tree
+from probmix.selection import select as choose
 from probmix.status import FitWarning
 
 __all__ = ["app", "main"]
@@ -36,8 +39,10 @@ _METHODS: dict[str, type[AbstractMethod]] = {
     "map": MAP,
     "laplace": Laplace,
     "svi": SVI,
+    "vb": VB,
     "nuts": NUTS,
     "chees": ChEES,
+    "gibbs": Gibbs,
 }
 _BAD_INPUT = 2
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -50,8 +55,10 @@ class MethodName(StrEnum):
     MAP = "map"
     LAPLACE = "laplace"
     SVI = "svi"
+    VB = "vb"
     NUTS = "nuts"
     CHEES = "chees"
+    GIBBS = "gibbs"
 
 
 class CovarianceName(StrEnum):
@@ -61,6 +68,32 @@ class CovarianceName(StrEnum):
     TIED = "tied"
     DIAGONAL = "diagonal"
     SPHERICAL = "spherical"
+    EII = "EII"
+    VII = "VII"
+    EEI = "EEI"
+    VEI = "VEI"
+    EVI = "EVI"
+    VVI = "VVI"
+    EEE = "EEE"
+    VEE = "VEE"
+    EVE = "EVE"
+    VVE = "VVE"
+    EEV = "EEV"
+    VEV = "VEV"
+    EVV = "EVV"
+    VVV = "VVV"
+
+
+class CriterionName(StrEnum):
+    """Values of ``--criterion``."""
+
+    BIC = "bic"
+    ICL = "icl"
+    AIC = "aic"
+    AICC = "aicc"
+    NEC = "nec"
+    EVIDENCE = "evidence"
+    LOO = "loo"
 
 
 class Commands(TyperGroup):
@@ -80,7 +113,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    help="Bayesian mixtures of Gaussians: one model by EM, MAP, Laplace, SVI, NUTS or ChEES, with results for ArviZ.",
+    help="Bayesian mixtures of Gaussians by EM, MAP, Laplace, SVI, VB, NUTS, ChEES or Gibbs, with results for ArviZ.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
@@ -146,15 +179,17 @@ def fit(
     columns: Annotated[str | None, typer.Option(help="Columns to use, e.g. eruptions,waiting; all by default.")] = None,
     method: Annotated[
         MethodName,
-        typer.Option(help="em, map: the best point. laplace, svi: an approximate posterior. nuts, chees: exact draws."),
+        typer.Option(
+            help="em, map: the best point. laplace, svi, vb: an approximate posterior. nuts, chees, gibbs: exact draws."
+        ),
     ] = MethodName.NUTS,
     covariance: Annotated[CovarianceName, typer.Option(help="Shape of a component.")] = CovarianceName.FULL,
-    restarts: Annotated[int | None, typer.Option(help="Starts, the best is kept (em, map, laplace, svi).")] = None,
-    chains: Annotated[int | None, typer.Option(help="Independent chains (nuts: 4; chees: 64).")] = None,
+    restarts: Annotated[int | None, typer.Option(help="Starts, the best is kept (em, map, laplace, svi, vb).")] = None,
+    chains: Annotated[int | None, typer.Option(help="Independent chains (nuts, gibbs: 4; chees: 64).")] = None,
     warmup: Annotated[
-        int | None, typer.Option(help="Iterations of a chain that adapt and are not kept (nuts, chees).")
+        int | None, typer.Option(help="First iterations of a chain, which are not kept (nuts, chees, gibbs).")
     ] = None,
-    draws: Annotated[int | None, typer.Option(help="Iterations of a chain that are kept (nuts, chees).")] = None,
+    draws: Annotated[int | None, typer.Option(help="Iterations of a chain that are kept (nuts, chees, gibbs).")] = None,
     target_accept: Annotated[
         float | None, typer.Option(help="Mean acceptance to aim at; raise it if draws diverge (nuts, chees).")
     ] = None,
@@ -189,6 +224,41 @@ def fit(
 
 
 @app.command()
+def select(
+    file: Annotated[Path, typer.Argument(help="Table of numbers: .csv, .tsv, .parquet, .npy or .npz.")],
+    components: Annotated[str, typer.Option(help="Numbers of components, e.g. 1-9 or 2,3,5.")] = "1-9",
+    columns: Annotated[str | None, typer.Option(help="Columns to use, e.g. eruptions,waiting; all by default.")] = None,
+    covariance: Annotated[
+        list[CovarianceName] | None, typer.Option(help="A shape to try; may be repeated. All 14 by default.")
+    ] = None,
+    criterion: Annotated[CriterionName, typer.Option(help="What to choose by; lower is better.")] = CriterionName.BIC,
+    seed: SeedOption = 0,
+    out: OutOption = Path("selection"),
+    quiet: QuietOption = False,
+) -> None:
+    """Choose the number of components and the covariance of a mixture of Gaussians.
+
+    Writes selection.csv, every score of every fit; selection.txt, the table that is printed; and selection.png.
+    """
+    numbers = _numbers(components)
+    table = read_table(file, columns.split(",") if columns is not None else None)
+    covariances = [name.value for name in covariance] if covariance else None
+    folder = check_writable(out)
+    with _one_line_warnings():
+        chosen = choose(
+            GaussianMixture(1), table, components=numbers, covariances=covariances or "all",
+            criterion=criterion.value, seed=seed, progress=not quiet,
+        )  # fmt: skip
+    chosen.table.to_csv(folder / "selection.csv", index=False)
+    (folder / "selection.txt").write_text(f"{chosen}\n", encoding="utf-8")
+    chosen.plot()
+    plt.savefig(folder / "selection.png")
+    plt.close()
+    if not quiet:
+        typer.echo(f"{chosen}\n\nwritten to {folder}: selection.csv, selection.txt, selection.png")
+
+
+@app.command()
 def compare(
     results: Annotated[list[Path], typer.Argument(help="Two or more folders of `probmix fit`, or their .nc files.")],
 ) -> None:
@@ -211,6 +281,16 @@ def report(
     posterior = load_posterior(kept)
     readings = {type(posterior.method).__name__: Reading.of(posterior)}
     _finish(readings, write_report(readings, folder), folder, quiet)
+
+
+def _numbers(text: str) -> list[int]:
+    """Read ``1-9`` or ``2,3,5``."""
+    found = re.fullmatch(r"(\d+)-(\d+)", text.strip())
+    if found:
+        return list(range(int(found[1]), int(found[2]) + 1))
+    if re.fullmatch(r"\d+(,\d+)*", text.strip()):
+        return [int(number) for number in text.split(",")]
+    raise MethodError(f"--components: expected numbers such as 1-9 or 2,3,5, got {text!r}. Write them without spaces.")
 
 
 def _settings(method: MethodName, given: Mapping[str, float | None]) -> AbstractMethod:

@@ -1,19 +1,13 @@
-"""Conjugate priors, and what every engine may ask of a family of mixture components that has one."""
+"""Conjugate priors, and posteriors, of Gaussian components."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-import pyro.distributions as dist
 from torch import Tensor
 
-__all__ = ["AbstractComponentFamily", "GaussianPrior", "NormalInverseGamma", "NormalInverseWishart"]
-
-Prior = TypeVar("Prior")
-Sums = TypeVar("Sums")
+__all__ = ["GaussianPrior", "NormalInverseGamma", "NormalInverseWishart"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,65 +119,3 @@ def _numbers_to_tensors(prior: GaussianPrior) -> None:
 def _converted(prior: _Gaussian, like: Tensor) -> _Gaussian:
     values = {field.name: getattr(prior, field.name).to(like) for field in fields(prior)}
     return type(prior)(**values)
-
-
-class AbstractComponentFamily(ABC, Generic[Prior, Sums]):
-    """What every engine may ask of one family of mixture components.
-
-    ``Prior`` holds the parameters of the conjugate distribution of the component's parameters, before the data or
-    after; ``Sums`` the sufficient statistics, which add up over the data with ``+``. Parameters of the components are
-    *sites*: a dictionary of tensors with any leading batch shape ``*b``. Methods are pure functions.
-    """
-
-    @property
-    @abstractmethod
-    def dims(self) -> Mapping[str, tuple[str, ...]]:
-        """Names of the axes of each site, batch axes aside."""
-
-    @abstractmethod
-    def sufficient_statistics(self, x: Tensor, responsibilities: Tensor) -> Sums:
-        """Statistics of the rows of ``x`` given how much each belongs to each component, ``(*b, N, K)``."""
-
-    @abstractmethod
-    def posterior(self, prior: Prior, statistics: Sums) -> Prior:
-        """Condition the prior on data with these statistics."""
-
-    @abstractmethod
-    def mode(self, prior: Prior) -> dict[str, Tensor]:
-        """Return the joint mode of all sites, as a density over their free entries."""
-
-    @abstractmethod
-    def mean(self, prior: Prior) -> dict[str, Tensor]:
-        """Mean of each site, NaN or infinite where it does not exist."""
-
-    @abstractmethod
-    def maximum_likelihood(self, statistics: Sums) -> dict[str, Tensor]:
-        """Sites of greatest likelihood."""
-
-    @abstractmethod
-    def sample(self, prior: Prior) -> dict[str, Tensor]:
-        """Draw all sites once from each distribution of the batch, by torch's global random state."""
-
-    @abstractmethod
-    def log_prob(self, x: Tensor, sites: Mapping[str, Tensor]) -> Tensor:
-        """Log density of each row in each component, ``(*b, N, K)``."""
-
-    @abstractmethod
-    def log_prior(self, sites: Mapping[str, Tensor], prior: Prior) -> Tensor:
-        """Log density of the sites under the prior, ``(*b,)``."""
-
-    @abstractmethod
-    def expected_log_prob(self, x: Tensor, prior: Prior) -> Tensor:
-        """Mean of ``log_prob`` when the sites follow ``prior``, ``(*b, N, K)``."""
-
-    @abstractmethod
-    def predictive(self, prior: Prior) -> dist.TorchDistribution:
-        """Distribution of one new row of each component, sites integrated out; batch shape ``(*b, K)``."""
-
-    @abstractmethod
-    def log_predictive(self, x: Tensor, prior: Prior) -> Tensor:
-        """Log density of each row, alone, under ``predictive``, ``(*b, N, K)``."""
-
-    @abstractmethod
-    def log_marginal(self, prior: Prior, statistics: Sums) -> Tensor:
-        """Log evidence of all data with these statistics, sites integrated out, ``(*b,)``."""

@@ -32,6 +32,11 @@ class AbstractCovariance(ABC):
 
     @property
     @abstractmethod
+    def name(self) -> str:
+        """The word for it in ``covariance=``."""
+
+    @property
+    @abstractmethod
     def axes(self) -> tuple[str, ...]:
         """Names of the axes of the spread."""
 
@@ -137,6 +142,11 @@ class Dense(AbstractCovariance):
     pooled: bool = False
 
     @property
+    def name(self) -> str:
+        """The word for it in ``covariance=``."""
+        return "tied" if self.pooled else "full"
+
+    @property
     def axes(self) -> tuple[str, ...]:
         """Names of the axes of ``cov``."""
         return ("feature", "feature_bis") if self.pooled else ("component", "feature", "feature_bis")
@@ -232,7 +242,7 @@ class Dense(AbstractCovariance):
 
 @dataclass(frozen=True)
 class Diagonal(AbstractCovariance):
-    """A variance per feature and component.
+    """A variance per feature, of each component ("diagonal") or of all (``pooled``, "EEI" in mclust's words).
 
     Example:
         >>> import torch
@@ -242,11 +252,17 @@ class Diagonal(AbstractCovariance):
 
     site: ClassVar[str] = "var"
     spread_dim: ClassVar[int] = 1
+    pooled: bool = False
+
+    @property
+    def name(self) -> str:
+        """The word for it in ``covariance=``."""
+        return "EEI" if self.pooled else "diagonal"
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Names of the axes of ``var``."""
-        return ("component", "feature")
+        return ("feature",) if self.pooled else ("component", "feature")
 
     def order(self, num_features: int) -> int:
         """Single variances."""
@@ -315,7 +331,7 @@ class Diagonal(AbstractCovariance):
 
 @dataclass(frozen=True)
 class Spherical(AbstractCovariance):
-    """One variance per component, the same in every direction.
+    """One variance for all directions, of each component ("spherical") or of all (``pooled``, "EII").
 
     Example:
         >>> import torch
@@ -325,11 +341,17 @@ class Spherical(AbstractCovariance):
 
     site: ClassVar[str] = "var"
     spread_dim: ClassVar[int] = 0
+    pooled: bool = False
+
+    @property
+    def name(self) -> str:
+        """The word for it in ``covariance=``."""
+        return "EII" if self.pooled else "spherical"
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Names of the axes of ``var``."""
-        return ("component",)
+        return () if self.pooled else ("component",)
 
     def order(self, num_features: int) -> int:
         """A single variance."""
@@ -398,5 +420,12 @@ class Spherical(AbstractCovariance):
 
 
 COVARIANCES: Mapping[str, AbstractCovariance] = MappingProxyType(
-    {"full": Dense(), "tied": Dense(pooled=True), "diagonal": Diagonal(), "spherical": Spherical()}
+    {
+        "full": Dense(),
+        "tied": Dense(pooled=True),
+        "diagonal": Diagonal(),
+        "spherical": Spherical(),
+        "EEI": Diagonal(pooled=True),
+        "EII": Spherical(pooled=True),
+    }
 )

@@ -1,4 +1,4 @@
-"""Four small tables that ship with the package: enough to try everything without a download."""
+"""Five small tables that ship with the package: enough to try everything without a download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-__all__ = ["Dataset", "load_faithful", "load_galaxies", "load_iris", "load_wine"]
+__all__ = ["Dataset", "load_diabetes_145", "load_faithful", "load_galaxies", "load_iris", "load_wine"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,32 @@ class Dataset:
         if with_target and self.target is not None:
             table["target"] = pd.Categorical.from_codes(self.target.tolist(), categories=list(self.target_names))
         return table
+
+
+def load_diabetes_145() -> Dataset:
+    """Diabetes: glucose and insulin of 145 adults, by group normal, chemical (latent) and overt diabetes.
+
+    Plasma glucose after fasting, and the areas under the curves of plasma glucose and plasma insulin during an oral
+    glucose tolerance test; the source states no units.
+
+    Source: the table ``Diabetes`` of R's package *heplots* (GPL; the measured values alone are copied here), its
+    columns ``glufast``, ``glutest`` and ``instest``; from Reaven and Miller, "An attempt to define the nature of
+    chemical diabetes using a multidimensional analysis", *Diabetologia* 16 (1979) 17-24.
+
+    These are the data known as ``diabetes`` from R's package *mclust*, which calls the columns glucose, insulin and
+    sspg and has 45 in place of 455 for the second value of the 104th adult.
+
+    Example:
+        >>> diabetes = load_diabetes_145()
+        >>> diabetes.target_names, torch.bincount(diabetes.target).tolist()
+        (('normal', 'chemical', 'overt'), [76, 36, 33])
+    """
+    return _load(
+        "diabetes_145.csv",
+        target="group",
+        description="145 adults: plasma glucose after fasting, and glucose and insulin under a test; no units stated.",
+        source="R package heplots, 'Diabetes' (values only; GPL); Reaven and Miller (1979).",
+    )
 
 
 def load_faithful() -> Dataset:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
 from types import MappingProxyType
-from typing import NamedTuple
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from probmix.conjugate import AbstractComponentFamily, GaussianPrior
+from probmix.conjugate import GaussianPrior, NormalInverseGamma, NormalInverseWishart
 from probmix.covariance import COVARIANCES, AbstractCovariance
 from probmix.distributions import log_multigamma
+from probmix.errors import ProgramError
+from probmix.family import gather_component
+from probmix.gaussian_passes import LOST_LOG, AbstractQuadraticFamily, Natural
+from probmix.rows import check_rows
 from probmix.statistics import Statistics, weighted_square
 
 __all__ = ["FAMILIES", "GaussianFamily", "Natural"]
@@ -26,37 +31,9 @@ _LARGEST_TABLE = 2**26  # numbers in the table of products of features made at a
 # Sums of squares are kept in float64, eps 2e-16, and rounding grows with the sum: below this a variance is noise.
 _NEGLIGIBLE = 1e-13
 
-# Nats that rounding may take from the log density of a row. In float64 it takes more from three million standard
-# deviations on, which is where a variance is negligible.
-_LOST_LOG = 1e-3
-
-
-class Natural(NamedTuple):
-    r"""Natural parameters of Gaussian components, for data shifted by ``centre``.
-
-    Attributes:
-        centre: what the data are shifted by, ``(D,)``.
-        loc: :math:`\mu`, the means less the centre, ``(*b, K, D)``.
-        linear: :math:`\Sigma^{-1} \mu`, coefficients of the features, ``(*b, K, D)``.
-        quadratic: coefficients of the features' squares and products, ``(*b, K, Q)``; K is 1 if the spread is shared.
-        log_det: log determinant of the blocks, ``(*b, K)``; K is 1 if the spread is shared.
-
-    Example:
-        >>> import torch
-        >>> sites = {"loc": torch.tensor([[3.0]]), "var": torch.tensor([2.0])}
-        >>> FAMILIES["spherical"].natural(sites, centre=torch.ones(1)).linear
-        tensor([[1.]])
-    """
-
-    centre: Tensor
-    loc: Tensor
-    linear: Tensor
-    quadratic: Tensor
-    log_det: Tensor
-
 
 @dataclass(frozen=True)
-class GaussianFamily(AbstractComponentFamily[GaussianPrior, Statistics]):
+class GaussianFamily(AbstractQuadraticFamily):
     r"""Gaussian components with their conjugate prior, for any shape of covariance.
 
     In each block of the covariance (see :class:`probmix.covariance.AbstractCovariance`) the spread is inverse Wishart
@@ -86,7 +63,107 @@ class GaussianFamily(AbstractComponentFamily[GaussianPrior, Statistics]):
         """Names of the axes of ``loc`` and of ``cov`` or ``var``."""
         return {"loc": ("component", "feature"), self.covariance.site: self.covariance.axes}
 
-    def sufficient_statistics(self, x: Tensor, responsibilities: Tensor) -> Statistics:
+    def num_parameters(self, num_components: int, num_features: int) -> int:
+        """Means, and the free entries of the spreads."""
+        shape = self.covariance
+        order = shape.order(num_features)
+        entries = shape.blocks(num_features) * order * (order + 1) // 2
+        return num_components * num_features + (1 if shape.pooled else num_components) * entries
+
+    # The prior, and the data that it is for.
+
+    @property
+    def _prior_type(self) -> type[GaussianPrior]:
+        return NormalInverseWishart if self.covariance.spread_dim == 2 else NormalInverseGamma
+
+    def default_prior(self, x: Tensor, num_components: int) -> GaussianPrior:
+        """Prior of Fraley and Raftery (2007), scaled to the rows; see `probmix.models.GaussianMixture`."""
+        size = x.shape[-1]
+        shrinkage = num_components ** (2 / size)
+        loc, mean_precision, dof = x.mean(0), x.new_tensor(0.01), x.new_tensor(size + 2.0)
+        centred = x - loc
+        if self.covariance.spread_dim == 2:
+            scatter = centred.mT @ centred / ((x.shape[0] - 1) * shrinkage)
+            return NormalInverseWishart(loc, mean_precision, dof, scatter)
+        var = centred.square().sum(0) / (x.shape[0] - 1)
+        var = var if self.covariance.spread_dim == 1 else var.mean()
+        return NormalInverseGamma(loc, mean_precision, dof / 2, var / (2 * shrinkage))
+
+    def check(self, x: Tensor, num_components: int, prior: GaussianPrior | None) -> None:
+        """Refuse rows that are not finite or too few; for the default prior also constant or dependent columns.
+
+        Raises:
+            DataError: it says which rows or columns.
+            ProgramError: a prior of another type, for other data, or improper.
+        """
+        check_rows(x, num_components, spread=prior is None, independent=self.covariance.spread_dim == 2)
+        if prior is not None:
+            self._check_prior(prior.to(x), x.shape[-1])
+
+    def check_prior_type(self, prior: object, covariance: str | None = None) -> None:
+        """Refuse a prior that is not of the type for this covariance, which the message may call by another name.
+
+        Raises:
+            ProgramError: it names the type.
+        """
+        expected, name = self._prior_type, covariance or self.covariance.name
+        if not isinstance(prior, expected | None):
+            raise ProgramError(
+                f"component_prior: expected {expected.__name__} for covariance={name!r}, "
+                f"got {type(prior).__name__}: build the prior with probmix.conjugate.{expected.__name__}"
+            )
+
+    def _check_prior(self, prior: GaussianPrior, size: int) -> None:
+        shape = self.covariance
+        expected = (size,) * shape.spread_dim
+        got = tuple(prior.scatter.shape[prior.scatter.ndim - shape.spread_dim :])
+        if prior.loc.shape[-1:] != (size,) or got != expected:
+            raise ProgramError(
+                f"component_prior: expected loc to end in ({size},) and the spread in {expected} for {size} columns, "
+                f"got {tuple(prior.loc.shape)} and {tuple(prior.scatter.shape)}: give it the features of the data"
+            )
+        dense = isinstance(prior, NormalInverseWishart)
+        good = {
+            "mean_precision": prior.mean_precision > 0,
+            "dof" if dense else "concentration": prior.dof > shape.order(size) - 1,
+            "scatter" if dense else "rate": shape.log_det(prior.scatter).isfinite(),
+        }
+        bad = [name for name, holds in good.items() if not holds.all()]
+        if bad:
+            raise ProgramError(
+                "component_prior: expected a proper prior (mean_precision above 0, dof above D - 1 or concentration "
+                f"above 0, scatter positive definite or rate above 0), got an improper {' and '.join(bad)}: change it"
+            )
+
+    # The program.
+
+    def draw_parameters(self, prior: GaussianPrior, num_components: int) -> dict[str, tuple[Tensor, int]]:
+        """Draw the spread, then ``loc`` given it; a row needs ``loc`` and the square root of the spread."""
+        shape = self.covariance
+        plate = pyro.plate("component", num_components)
+        with nullcontext() if shape.pooled else plate:
+            factor = shape.factor(pyro.sample(shape.site, self.spread_prior(prior)))
+        with plate:
+            loc = pyro.sample("loc", self.loc_prior(prior, factor))
+        return {"loc": (loc, 1), "factor": (factor, -1 if shape.pooled else shape.spread_dim)}
+
+    def row(self, parameters: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        """Gaussian."""
+        return self.covariance.normal(parameters["loc"], parameters["factor"])
+
+    def draw_rows(self, sites: Mapping[str, Tensor], assignment: Tensor, generator: torch.Generator) -> Tensor:
+        """Colour standard normal numbers."""
+        shape, loc = self.covariance, sites["loc"]
+        noise = torch.randn((*assignment.shape, loc.shape[-1]), generator=generator, dtype=loc.dtype, device=loc.device)
+        factor = shape.lift(shape.factor(sites[shape.site]))
+        factor = factor if shape.pooled else gather_component(factor, assignment, shape.spread_dim)
+        return gather_component(loc, assignment, 1) + shape.colour(factor, noise)
+
+    # The closed form.
+
+    def sufficient_statistics(
+        self, x: Tensor, responsibilities: Tensor, sites: Mapping[str, Tensor] | None = None
+    ) -> Statistics:
         """Count, mean and scatter about the mean, ``(N, D), (*b, N, K) -> Statistics``.
 
         One matrix product for each statistic, after the rows have been shifted by their overall mean. Sums are kept in
@@ -187,8 +264,8 @@ class GaussianFamily(AbstractComponentFamily[GaussianPrior, Statistics]):
         linear, quadratic, log_det = shape.natural(loc, spread)
         extent = loc.abs() + shape.variances(spread, loc.shape[-1]).sqrt()
         terms = (quadratic.abs() * shape.squares(extent.mT).mT).sum(-1).amax(-1, keepdim=True)
-        kept = terms * torch.finfo(loc.dtype).eps < _LOST_LOG
-        return Natural(centre, loc, linear, quadratic, torch.where(kept, log_det, torch.nan))
+        kept = terms * torch.finfo(loc.dtype).eps < LOST_LOG
+        return Natural(centre, loc, linear, quadratic, torch.where(kept, log_det, torch.nan), terms)
 
     def coefficients(self, natural: Natural, log_weights: Tensor) -> Tensor:
         r"""Log weight plus log density as coefficients of ``covariance.features(x - centre)``, ``(*b, K, P)``.
@@ -266,11 +343,40 @@ class GaussianFamily(AbstractComponentFamily[GaussianPrior, Statistics]):
         shape, size = self.covariance, x.shape[-1]
         dof, scatter = shape.lift(prior.dof, 0), shape.lift(prior.scatter)
         distance = shape.block_distance(x, prior.loc, scatter).sum(-2).mT
-        order, blocks = shape.order(size), shape.blocks(size)
-        half = (dof[..., None] - torch.arange(order, dtype=dof.dtype, device=dof.device)) / 2
-        log_precision = blocks * (torch.digamma(half) + math.log(2.0)).sum(-1) - shape.log_det(scatter)
+        log_precision = self._expected_log_precision(dof, scatter, size)
         constant = shape.replicates(size) * log_precision - size * math.log(2 * math.pi) - size / prior.mean_precision
         return (constant[..., None, :] - dof[..., None, :] * distance) / 2
+
+    def divergence(self, posterior: GaussianPrior, prior: GaussianPrior) -> Tensor:
+        r"""Kullback-Leibler divergence of two such distributions of all sites, ``(*b,)``.
+
+        .. math:: E_q \log q - E_q \log p = \log \frac{Z_q}{Z_p} + \frac{\nu_p - \nu_q}2 E_q \log |\Sigma|
+                  + \frac{\nu_q}2 \{ \mathrm{tr}(S_q^{-1} S_p') - p \}
+                  + \frac D2 \Bigl( \log \frac{\kappa_q}{\kappa_p} + \frac{\kappa_p}{\kappa_q} - 1 \Bigr), \qquad
+                  S_p' = S_p + \kappa_p (m_q - m_p)(m_q - m_p)^T
+
+        Here :math:`1 / Z` is what the density is divided by to integrate to one.
+        """
+        shape, size = self.covariance, posterior.loc.shape[-1]
+        dof, scatter = shape.lift(posterior.dof, 0), shape.lift(posterior.scatter)
+        prior_dof, prior_scatter = shape.lift(prior.dof, 0), shape.lift(prior.scatter)
+        kappa = prior.mean_precision.expand(posterior.loc.shape[:-1])
+        around = weighted_square(posterior.loc - prior.loc, kappa, shape.spread_dim, pooled=shape.pooled)
+        width = shape.order(size) * shape.blocks(size)
+        of_spread = (
+            self._log_normaliser(dof, scatter, size)
+            - self._log_normaliser(prior_dof, prior_scatter, size)
+            - (prior_dof - dof) / 2 * self._expected_log_precision(dof, scatter, size)
+            + dof / 2 * (shape.trace(prior_scatter + around, scatter) - width)
+        )
+        ratio = kappa / posterior.mean_precision
+        return of_spread.sum(-1) + size / 2 * (ratio - 1 - ratio.log()).sum(-1)
+
+    def _expected_log_precision(self, dof: Tensor, scatter: Tensor, size: int) -> Tensor:
+        """Mean of the log determinant of the precision, all blocks of a component together, ``(*b, K)``."""
+        order, blocks = self.covariance.order(size), self.covariance.blocks(size)
+        half = (dof[..., None] - torch.arange(order, dtype=dof.dtype, device=dof.device)) / 2
+        return blocks * (torch.digamma(half) + math.log(2.0)).sum(-1) - self.covariance.log_det(scatter)
 
     def predictive(self, prior: GaussianPrior) -> dist.TorchDistribution:
         r"""Student-t of one new row, in each block with :math:`\nu - p + 1` degrees of freedom.

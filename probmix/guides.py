@@ -1,4 +1,4 @@
-"""Fitted guides: a Gaussian on the unconstrained vector, or the user's own guide with its parameters."""
+"""Fitted guides: a Gaussian on the unconstrained vector, a conjugate distribution, or the user's own guide."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from torch.distributions import Distribution, Independent, LowRankMultivariateNo
 from probmix.arguments import Arguments
 from probmix.importance import finite_or_zero_weight, log_ratios
 from probmix.log_density import LogDensity
+from probmix.nested import map_tensors
 from probmix.program_sites import sample_sites
 from probmix.simulation import trace_sites
-from probmix.typing import Sites
+from probmix.typing import ConjugateMixture, Sites
 
-__all__ = ["NormalGuide", "ProgramGuide"]
+__all__ = ["ConjugateGuide", "NormalGuide", "ProgramGuide"]
+
+_AT_ONCE = 250  # draws in one pass over the rows, which bounds its memory
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,64 @@ class NormalGuide:
     def pick(self, restart: int) -> NormalGuide:
         """Return one guide of those along the first axis of the parameters."""
         return NormalGuide(self.family, {name: value[restart].clone() for name, value in self.parameters.items()})
+
+
+@dataclass(frozen=True)
+class ConjugateGuide:
+    r"""The variational posterior of a mixture's parameters, of the same family as their prior.
+
+    .. math:: q(w, \theta) = p(w, \theta \mid \text{statistics}), \qquad \text{statistics} = \sum_n r_{nk} t(x_n)
+
+    Args:
+        model: the mixture.
+        prior: its prior for the data.
+        statistics: expected sufficient statistics of the rows.
+        row_weights: how many observations each row stands for, ``(N,)``; None: one each.
+
+    Example:
+        >>> from probmix.models import GaussianMixture
+        >>> model, x = GaussianMixture(1), torch.tensor([[0.0], [2.0]], dtype=torch.float64)
+        >>> guide = ConjugateGuide(model, model.prior(x), model.sufficient_statistics(x, torch.ones(2, 1)))
+        >>> guide.count, guide.posterior.component.dof
+        (tensor([2.], dtype=torch.float64), tensor([5.], dtype=torch.float64))
+    """
+
+    model: ConjugateMixture
+    prior: Any
+    statistics: Any
+    row_weights: Tensor | None = None
+
+    @property
+    def posterior(self) -> Any:
+        """The distribution itself, of the same type as the model's prior: ``weights`` and ``component``."""
+        return self.model.posterior(self.prior, self.statistics)
+
+    @property
+    def count(self) -> Tensor:
+        """Expected number of observations in each component, ``(K,)``."""
+        return self.statistics.count
+
+    def centre(self, density: LogDensity | None, arguments: Arguments) -> Sites:
+        """Return the mean of every site; the mode where the mean does not exist."""
+        mean = self.model.mean_sites(self.posterior)
+        mode = self.model.maximise(self.statistics, self.prior)
+        return {name: torch.where(value.isfinite(), value, mode[name]) for name, value in mean.items()}
+
+    def sample(self, num: int, density: LogDensity | None, arguments: Arguments) -> Sites:
+        """Return ``num`` draws of the sites; uses torch's global generator."""
+        statistics = map_tensors(lambda value: value.expand(num, *value.shape), self.statistics)
+        return self.model.draw_sites(self.model.posterior(self.prior, statistics))
+
+    def log_ratios(self, num: int, density: LogDensity | None, arguments: Arguments) -> Tensor:
+        """Return ``log p - log q`` of the sites at ``num`` draws, assignments summed out, ``(num,)``."""
+        model, draws = self.model, self.sample(num, density, arguments)
+        table, posterior = model.table(model.rows(*arguments.args), self.row_weights), self.posterior
+        parts = []
+        for rows in torch.arange(num, device=table.x.device).split(_AT_ONCE):
+            sites = {name: value[rows] for name, value in draws.items()}
+            log_joint = model.expectation(table, sites).log_likelihood + model.log_prior(sites, self.prior)
+            parts.append(log_joint - model.log_prior(sites, posterior))
+        return finite_or_zero_weight(torch.cat(parts))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures that ArviZ does not draw: density, responsibilities, traces, predictive check, history, calibration.
+"""Pictures that ArviZ does not draw: density, responsibilities, predictive check, history, calibration, choice of k.
 
 Each function takes its data first, draws on the ``ax`` or ``fig`` it is given or makes a new one with
 ``matplotlib.pyplot.subplots``, and returns it. Nothing is shown, saved or closed, and no setting is changed.
@@ -13,12 +13,15 @@ from probmix.plots_density import plot_density
 from probmix.plots_history import plot_history
 from probmix.plots_predictive_check import plot_predictive_check
 from probmix.plots_responsibilities import plot_responsibilities
+from probmix.plots_selection import plot_merging, plot_selection
 
 __all__ = [
     "plot_calibration",
     "plot_components",
     "plot_density",
     "plot_history",
+    "plot_merging",
     "plot_predictive_check",
     "plot_responsibilities",
+    "plot_selection",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from probmix.arguments import Arguments
 from probmix.arviz import Group, convert
 from probmix.errors import DataError, MethodError, ProgramError
-from probmix.guides import NormalGuide, ProgramGuide
+from probmix.guides import ConjugateGuide, NormalGuide, ProgramGuide
 from probmix.isolation import isolated
 from probmix.large_arrays import joined
 from probmix.log_density import LogDensity
@@ -83,7 +83,7 @@ class AbstractPosterior(ABC):
     def coords(self) -> dict[str, list[str]]:
         """Axis labels: the column names of the data frame, if there was one."""
         names = self.arguments.feature_names
-        axes = {axis for dims in self.log_density.dims.values() for axis in dims if axis.startswith("feature")}
+        axes = {axis for dims in self._dims.values() for axis in dims if axis.startswith("feature")}
         return {axis: list(names) for axis in axes} if names else {}
 
     def to_arviz(
@@ -117,11 +117,11 @@ class AbstractPosterior(ABC):
             groups = self._own_groups()
             if "posterior" in groups:
                 groups |= self._checks(dict(groups["posterior"].variables), log_likelihood, predictive_draws)
-            groups |= self._prior(prior_draws) if prior_draws else {}
-        groups["observed_data"] = Group(self.log_density.observed, leading=())
+            groups |= self._prior(prior_draws) if prior_draws and self._has_program else {}
+        groups["observed_data"] = Group(self._observed, leading=())
         return convert(
             {name: dataclasses.replace(group, variables=_arrays(group.variables)) for name, group in groups.items()},
-            dims={**self.log_density.dims, **(dims or {})},
+            dims={**self._dims, **(dims or {})},
             coords={**self.coords, **(coords or {})},
         )
 
@@ -132,6 +132,21 @@ class AbstractPosterior(ABC):
             DataError: the path cannot be written.
         """
         write(path, self)
+
+    @property
+    def _has_program(self) -> bool:
+        """Whether the program can be run; of a few models there is only the closed form."""
+        return getattr(self.program, "has_program", True)
+
+    @property
+    def _dims(self) -> Dims:
+        program: Any = self.program
+        return self.log_density.dims if self._has_program else {**program.dims, **program.observed_dims}
+
+    @property
+    def _observed(self) -> Sites:
+        program: Any = self.program
+        return self.log_density.observed if self._has_program else {"x": program.rows(*self.args)}
 
     @property
     def _fitted(self) -> Program:
@@ -161,7 +176,7 @@ class AbstractPosterior(ABC):
         return {"prior": Group(sites), "prior_predictive": Group(data)}
 
     def _with_deterministics(self, draws: Sites) -> Sites:
-        return {**draws, **self.log_density.deterministics(draws)}
+        return {**draws, **self.log_density.deterministics(draws)} if self._has_program else draws
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,18 +218,18 @@ class PointPosterior(AbstractPosterior):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GuidePosterior(AbstractPosterior):
-    """A fitted distribution: the answer of SVI and Laplace.
+    """A fitted distribution: the answer of SVI, VB and Laplace.
 
     Args:
         guide: the fitted guide.
-        elbo: evidence lower bound of the kept restart, nats, with its Monte-Carlo standard error.
+        elbo: evidence lower bound of the kept restart, nats, with its Monte-Carlo standard error (VB's is exact: 0).
         elbos: the same for every restart, ``(restarts,)``.
         pareto_k: of the importance ratios ``p / q`` (`probmix.importance`); NaN where the guide has no density.
         num_draws: draws that go into ArviZ.
-        log_evidence: an estimate of ``log p(data)``, nats, where the method gives one (Laplace).
+        log_evidence: an estimate of ``log p(data)``, nats, where the method gives one (Laplace, VB).
     """
 
-    guide: NormalGuide | ProgramGuide
+    guide: NormalGuide | ProgramGuide | ConjugateGuide
     elbo: tuple[float, float]
     elbos: Tensor
     pareto_k: float = float("nan")
@@ -226,12 +241,17 @@ class GuidePosterior(AbstractPosterior):
     def sites(self) -> Sites:
         """Return the sites at the guide's centre."""
         with self._isolated(self.seed), torch.no_grad():
-            return self.guide.centre(self.log_density, self.arguments)
+            return self.guide.centre(self._traced, self.arguments)
 
     def sample(self, num: int, *, seed: int) -> Sites:
         """Return ``num`` independent draws from the guide, each ``(num, ...)``."""
         with self._isolated(seed), torch.no_grad():
-            return self.guide.sample(num, self.log_density, self.arguments)
+            return self.guide.sample(num, self._traced, self.arguments)
+
+    @property
+    def _traced(self) -> Any:
+        """A conjugate guide needs no trace of the program, which for many rows is not free."""
+        return None if isinstance(self.guide, ConjugateGuide) else self.log_density
 
     def _own_groups(self) -> dict[str, Group]:
         draws = {name: value[None] for name, value in self.sample(self.num_draws, seed=self.seed).items()}
@@ -243,7 +263,7 @@ class GuidePosterior(AbstractPosterior):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DrawsPosterior(AbstractPosterior):
-    """Draws by chains: the answer of NUTS and ChEES.
+    """Draws by chains: the answer of NUTS, ChEES and Gibbs.
 
     Args:
         draws: latent sites, each ``(chain, draw, ...)``.

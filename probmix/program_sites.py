@@ -83,6 +83,8 @@ def prototype(program: Program, arguments: Arguments) -> poutine.Trace:
         try:
             with poutine.block(), torch.no_grad():
                 return poutine.trace(program).get_trace(*arguments.args, **(arguments.kwargs or {}))
+        except ProgramError:
+            raise
         except (ValueError, torch.linalg.LinAlgError) as reason:
             if attempt == _PROTOTYPES - 1:
                 raise ProgramError(

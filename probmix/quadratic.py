@@ -7,19 +7,15 @@ transpose: responsibilities times features, the sufficient statistics of EM. Aut
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from probmix.covariance import COVARIANCES
+from probmix.quadratic_pass import QuadraticRows, feature_sums
 
 __all__ = ["mixture_log_likelihood"]
-
-# Bytes in the largest table of a chunk of rows: what a CPU keeps in its cache, and elsewhere enough to fill the device.
-_CHUNK_BYTES = {"cpu": 2**21}
-_DEVICE_CHUNK_BYTES = 2**28
 
 
 def mixture_log_likelihood(coefficients: Tensor, columns: Tensor, covariance: str) -> Tensor:
@@ -59,12 +55,8 @@ def mixture_log_likelihood(coefficients: Tensor, columns: Tensor, covariance: st
 @torch.library.custom_op("probmix::mixture_statistics", mutates_args=())
 def _statistics(coefficients: Tensor, columns: Tensor, covariance: str) -> tuple[Tensor, Tensor]:
     """Value ``(*b,)`` and gradient ``(*b, K, P)``."""
-    value, gradient = _zeros(coefficients, columns)
-    chunks = _expectations(coefficients, columns, covariance, gradient.shape[:-1].numel())
-    for features, log_evidence, responsibilities in chunks:
-        value += log_evidence
-        gradient += responsibilities @ features.mT
-    return value, gradient
+    value, gradient = feature_sums(coefficients, QuadraticRows(columns, COVARIANCES[covariance].spread_dim))
+    return value.to(coefficients.dtype), gradient.to(coefficients.dtype)
 
 
 @torch.library.custom_op("probmix::mixture_curvature", mutates_args=())
@@ -74,36 +66,12 @@ def _curvature(coefficients: Tensor, direction: Tensor, columns: Tensor, covaria
     .. math:: \sum_n r_{nk} (s_{nk} - \sum_j r_{nj} s_{nj}) \phi(x_n), \qquad s_{nk} = V_k \cdot \phi(x_n)
     """
     _, product = _zeros(coefficients + direction, columns)
-    for features, _, responsibilities in _expectations(coefficients, columns, covariance, product.shape[:-1].numel()):
-        slope = direction @ features
-        deviation = slope - (responsibilities * slope).sum(-2, keepdim=True)
-        product += (responsibilities * deviation) @ features.mT
+    rows = QuadraticRows(columns, COVARIANCES[covariance].spread_dim)
+    for features, _ in rows.chunks(product.shape[:-1].numel()):
+        resp, slope = (coefficients @ features).softmax(-2), direction @ features
+        deviation = slope - (resp * slope).sum(-2, keepdim=True)
+        product += (resp * deviation) @ features.mT
     return product
-
-
-def _expectations(
-    coefficients: Tensor, columns: Tensor, covariance: str, width: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Features ``(P, n)``, log likelihood ``(*b,)`` and responsibilities ``(*b, K, n)`` of a chunk of rows at a time.
-
-    ``width`` is how many numbers for each row the caller makes of them.
-    """
-    bytes_per_row = max(width, coefficients.shape[-1]) * columns.element_size()
-    rows = _CHUNK_BYTES.get(columns.device.type, _DEVICE_CHUNK_BYTES) // bytes_per_row
-    for chunk in columns.split(max(256, rows), -1):
-        features = COVARIANCES[covariance].features(chunk)
-        logits = coefficients @ features
-        responsibilities = logits.softmax(-2)
-        log_evidence = logits.amax(-2).sum(-1) - _sum_log(responsibilities.amax(-2))
-        yield features, log_evidence, responsibilities
-
-
-def _sum_log(share: Tensor) -> Tensor:
-    """Sum of the logs of the last axis; a product of a few shares, each at least 1 / K, takes one log for all."""
-    group = 32 if share.dtype == torch.float64 else 4
-    whole = share.shape[-1] // group * group
-    products = share[..., :whole].unflatten(-1, (-1, group)).prod(-1)
-    return products.log().sum(-1) + share[..., whole:].log().sum(-1)
 
 
 def _zeros(coefficients: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,9 +130,15 @@ def mixture_draws(posterior: DrawsLike, dims: Dims | None = None) -> MixtureDraw
         component_dims=component_dims,
         num_components=_num_components(sites, component_dims),
         program=posterior.program,
-        args=posterior.args,
+        args=_rows(posterior),
         log_joint=None if log_joint is None else log_joint.flatten(),
     )
+
+
+def _rows(posterior: DrawsLike) -> tuple[Any, ...]:
+    """The data as the model's functions of sites take them: one table, whatever the program is called with."""
+    rows = getattr(posterior.program, "rows", None)
+    return posterior.args if rows is None else (rows(*posterior.args),)
 
 
 def _find_dims(program: Any, dims: Dims | None) -> Dims:

@@ -77,7 +77,8 @@ def _about_spread(readings: Mapping[str, Reading]) -> Iterator[str]:
 
 def _about_status(name: str, reading: Reading) -> Iterator[str]:
     posterior = reading.posterior
-    diverged = isinstance(posterior, DrawsPosterior) and bool(posterior.sample_stats["diverging"].any())
+    stats = posterior.sample_stats if isinstance(posterior, DrawsPosterior) else {}
+    diverged = "diverging" in stats and bool(stats["diverging"].any())  # Gibbs rejects nothing, so nothing diverges
     if diverged or not posterior.status.ok:
         yield f"{name} {posterior.status}"
 

@@ -187,7 +187,7 @@ def _figures(reading: Reading) -> dict[str, str]:
     if score is not None:
         figures["elpd_loo ± s.e."] = f"{score.elpd_loo:.1f} ± {score.se:.1f}"
         figures["largest Pareto k"] = _fixed(score.worst_pareto_k, 2)
-    if isinstance(posterior, DrawsPosterior):
+    if isinstance(posterior, DrawsPosterior) and "diverging" in posterior.sample_stats:
         diverging = posterior.sample_stats["diverging"]
         figures["divergences"] = f"{int(diverging.sum())} of {diverging.numel()}"
     return {**figures, "seconds": _fixed(posterior.seconds, 1), "status": posterior.status.state}

@@ -32,6 +32,9 @@ def as_rows(x: Tensor) -> Tensor:
     return x[:, None] if x.ndim == 1 else x
 
 
+_BLOCK = 2**18  # numbers in a block of rows while columns are compared
+
+
 def check_rows(x: Tensor, num_components: int, *, spread: bool, independent: bool) -> None:
     """Refuse rows that no mixture can be fitted to.
 
@@ -64,6 +67,8 @@ def check_rows(x: Tensor, num_components: int, *, spread: bool, independent: boo
 
 
 def _check_finite(x: Tensor) -> None:
+    if x.sum().isfinite():  # one number that is not would show
+        return
     bad = (~x.isfinite().all(-1)).nonzero().flatten().tolist()
     if bad:
         raise DataError(
@@ -89,10 +94,11 @@ def _check_independent(x: Tensor) -> None:
             f"expected more rows than columns for a dense covariance, got {num_rows} rows and {num_columns} columns: "
             f"add data, drop columns, or {remedy}"
         )
-    standard = (x - x.mean(0)).double()
-    standard = standard / standard.abs().amax(0)
-    standard = standard / standard.norm(dim=0)
-    correlation = standard.mT @ standard
+    centre, blocks = x.mean(0), x.split(max(1, _BLOCK // num_columns))
+    largest = torch.stack([(rows - centre).abs().amax(0) for rows in blocks]).amax(0)
+    moments = sum(standard.mT @ standard for standard in (((rows - centre) / largest).double() for rows in blocks))
+    norm = moments.diagonal().sqrt()
+    correlation = moments / (norm[:, None] * norm)
     # A Cholesky factor in the dtype of the data does not see less than this; scales of the columns do not matter to it.
     unseen = 8 * num_columns * torch.finfo(x.dtype).eps
     pairs = (correlation.abs().triu(1) > 1 - unseen).nonzero().tolist()

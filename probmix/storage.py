@@ -34,7 +34,7 @@ class Missing:
 
 
 def write(path: str | Path, value: Any) -> None:
-    """Write a dataclass of tensors, numbers, texts, tuples, mappings and further dataclasses of probmix.
+    """Write a dataclass of tensors, numbers, texts, tuples, mappings and further dataclasses and named tuples of ours.
 
     Raises:
         DataError: the folder does not exist or cannot be written.
@@ -86,13 +86,16 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[f"t{len(tensors)}"] = value.detach().contiguous().clone()  # a clone: no two entries may share memory
         return {"tensor": f"t{len(tensors) - 1}"}
+    if isinstance(value, tuple) and hasattr(value, "_fields") and _is_ours(value):
+        fields = {name: _encode(getattr(value, name), tensors) for name in value._fields}
+        return {"class": _name_of(value), "fields": fields}
     if isinstance(value, tuple | list):
-        return {type(value).__name__: [_encode(v, tensors) for v in value]}
+        return {"tuple" if isinstance(value, tuple) else "list": [_encode(v, tensors) for v in value]}
     if isinstance(value, Mapping):
         return {"dict": {str(k): _encode(v, tensors) for k, v in value.items()}}
-    if dataclasses.is_dataclass(value) and type(value).__module__.startswith("probmix."):
+    if dataclasses.is_dataclass(value) and _is_ours(value):
         fields = {f.name: _encode(getattr(value, f.name), tensors) for f in dataclasses.fields(value)}
-        return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
+        return {"class": _name_of(value), "fields": fields}
     return {"missing": getattr(value, "__qualname__", type(value).__qualname__)}
 
 
@@ -111,11 +114,20 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return _class(content)(**{k: _decode(v, tensors) for k, v in value["fields"].items()})
 
 
+def _is_ours(value: Any) -> bool:
+    return type(value).__module__.startswith("probmix.")
+
+
+def _name_of(value: Any) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
 def _class(name: str) -> Any:
-    """Only dataclasses of probmix are ever built: a file cannot name code of its own."""
+    """Only dataclasses and named tuples of probmix are ever built: a file cannot name code of its own."""
     module, _, qualname = name.partition(":")
     found = getattr(importlib.import_module(module), qualname, None) if module.startswith("probmix.") else None
-    if not dataclasses.is_dataclass(found):
+    named_tuple = isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")
+    if not dataclasses.is_dataclass(found) and not named_tuple:
         raise DataError(
             f"expected a dataclass of probmix in the file, got {name!r}. The file was not written by save()."
         )

@@ -7,9 +7,12 @@ from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
+from probmix.table import Expectation, Table
+
 __all__ = [
     "Additive",
     "ClosedFormMixture",
+    "ConjugateMixture",
     "Dims",
     "FusedLogJoint",
     "Named",
@@ -53,8 +56,9 @@ class NamedData(Protocol):
 class Observing(Protocol):
     """A program that checks its data once, before a fit."""
 
-    def observe(self, x: Tensor) -> Tensor:
-        """Return the data as the program wants them, or raise `DataError`."""
+    @property
+    def observe(self) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+        """A function of the data that returns them as the program wants them, or raises `DataError`."""
         ...
 
 
@@ -84,16 +88,31 @@ class ClosedFormMixture(Protocol):
 
     num_components: int
 
+    def rows(self, *data: Tensor) -> Tensor:
+        """Return the data as one table of rows ``(n, d)``."""
+        ...
+
     def prior(self, x: Tensor) -> Any:
-        """Return the prior for these data; computed once per fit."""
+        """Return the prior for these rows; computed once per fit."""
+        ...
+
+    def table(self, x: Tensor, row_weights: Tensor | None = None) -> Table:
+        """Return the rows ready for many passes over them, each standing for ``row_weights`` observations."""
         ...
 
     def sufficient_statistics(self, x: Tensor, responsibilities: Tensor) -> Any:
-        """Return additive statistics of rows ``(n, d)`` under responsibilities ``(*b, n, k)``."""
+        """Return additive statistics of rows ``(n, d)`` under responsibilities ``(*b, n, k)``, for a start."""
         ...
 
-    def maximise(self, statistics: Any, prior: Any | None) -> Sites:
-        """Return the sites that maximise the expected log joint (``prior=None``: the expected log-likelihood)."""
+    def expectation(self, table: Table, sites: Mapping[str, Tensor]) -> Expectation:
+        """Return the log-likelihood ``(*b,)`` and the expected statistics given the sites, in one pass."""
+        ...
+
+    def maximise(self, statistics: Any, prior: Any | None, sites: Mapping[str, Tensor] | None = None) -> Sites:
+        """Return the sites that maximise the expected log joint (``prior=None``: the expected log-likelihood).
+
+        ``sites`` are those before, where an iterative maximisation starts.
+        """
         ...
 
     def singular_components(self, sites: Mapping[str, Tensor]) -> Tensor:
@@ -106,4 +125,42 @@ class ClosedFormMixture(Protocol):
 
     def log_prob_components(self, x: Tensor, sites: Mapping[str, Tensor]) -> Tensor:
         """Return log weight plus log density of every row under every component, ``(*b, n, k)``."""
+        ...
+
+
+@runtime_checkable
+class ConjugateMixture(ClosedFormMixture, Protocol):
+    """What variational Bayes and Gibbs ask of a mixture beside that.
+
+    ``posterior`` is a distribution of all sites, of the same type as the prior: it has ``weights`` (a
+    `probmix.weight_priors.AbstractWeightPrior`) and ``component``.
+    """
+
+    @property
+    def conditionally_conjugate(self) -> bool:
+        """Whether the family of components has a conjugate prior, so that the members below work."""
+        ...
+
+    def posterior(self, prior: Any, statistics: Any) -> Any:
+        """Return the distribution of the sites given the prior and statistics."""
+        ...
+
+    def drawn(self, table: Table, sites: Mapping[str, Tensor]) -> Expectation:
+        """Return the log-likelihood ``(*b,)`` and statistics of one draw of all assignments given the sites."""
+        ...
+
+    def draw_sites(self, posterior: Any) -> Sites:
+        """Return one draw of all sites from each distribution of the batch."""
+        ...
+
+    def variational_expectation(self, table: Table, posterior: Any) -> Expectation:
+        """Return ``expectation`` under a distribution of the sites."""
+        ...
+
+    def divergence(self, posterior: Any, prior: Any) -> Tensor:
+        """Return ``KL(posterior || prior)`` of all sites, ``(*b,)``."""
+        ...
+
+    def mean_sites(self, posterior: Any) -> Sites:
+        """Return the mean of every site."""
         ...

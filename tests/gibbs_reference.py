@@ -34,7 +34,7 @@ class Prior:
     def of(cls, prior: Any) -> Prior:
         """The numbers of a model's prior, and nothing else of it."""
         component = prior.component
-        alpha = float(prior.weight_concentration[0])
+        alpha = float(prior.weights.concentration[0])
         kappa, dof = float(component.mean_precision), float(component.dof)
         return cls(component.loc.numpy(), kappa, dof, component.scatter.numpy(), alpha)
 

@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"probmix": ROOT / "probmix", "probmix.models": ROOT / "models", "probmix.inference": ROOT / "inference"}
 
 #: The hall's modules that a user meets first: they alone may import the two other rooms.
-FRONT = {"probmix.cli", "probmix.demo", "probmix.__main__", "probmix.estimators", "probmix.calibration"}
+FRONT = {
+    "probmix.__main__", "probmix.bootstrap", "probmix.calibration", "probmix.classification", "probmix.cli",
+    "probmix.demo", *(f"probmix.{file.stem}" for file in ROOMS["probmix"].glob("estimators*.py")), "probmix.selection",
+}  # fmt: skip
 
 
 def sources() -> dict[str, Path]:

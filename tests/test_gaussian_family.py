@@ -18,8 +18,9 @@ from probmix.covariance import COVARIANCES
 from probmix.gaussian_family import FAMILIES
 from probmix.positive_definite import LogCholeskyTransform
 
-NAMES = list(FAMILIES)
+NAMES = ["full", "tied", "diagonal", "spherical", "EEI", "EII"]
 WISHART = ("full", "tied")
+POOLED = ("tied", "EEI", "EII")
 SIZE, COMPONENTS = 3, 2
 every_family = pytest.mark.parametrize("name", NAMES)
 
@@ -40,7 +41,7 @@ def make_prior(name: str, size: int = SIZE) -> GaussianPrior:
     if name in WISHART:
         root = random(size, size, seed=2)
         return NormalInverseWishart(loc, 0.7, size + 3.5, root @ root.T + torch.eye(size, dtype=torch.float64))
-    rate = random(size, seed=3).exp() if name == "diagonal" else torch.tensor(1.3, dtype=torch.float64)
+    rate = random(size, seed=3).exp() if name in ("diagonal", "EEI") else torch.tensor(1.3, dtype=torch.float64)
     return NormalInverseGamma(loc, 0.7, 3.25, rate)
 
 
@@ -62,7 +63,8 @@ def full_cov(name: str, sites: dict[str, Tensor], k: int) -> np.ndarray:
         return sites["cov"].numpy()
     if name == "full":
         return sites["cov"][k].numpy()
-    return np.diag(np.broadcast_to(sites["var"][k].numpy(), (size,)))
+    var = sites["var"] if name in POOLED else sites["var"][k]
+    return np.diag(np.broadcast_to(var.numpy(), (size,)))
 
 
 def scatter_like(name: str, scatter: np.ndarray) -> np.ndarray:
@@ -73,6 +75,8 @@ def scatter_like(name: str, scatter: np.ndarray) -> np.ndarray:
         "tied": scatter.sum(0, keepdims=True),
         "diagonal": diagonal,
         "spherical": diagonal.sum(-1),
+        "EEI": diagonal.sum(0, keepdims=True),
+        "EII": diagonal.sum(keepdims=True)[0],
     }[name]
 
 
@@ -172,6 +176,8 @@ def test_maximum_likelihood_is_the_weighted_mean_and_covariance(name: str) -> No
         "tied": np.average(cov, axis=0, weights=columns.sum(1)),
         "diagonal": diagonal,
         "spherical": diagonal.mean(-1),
+        "EEI": np.average(diagonal, axis=0, weights=columns.sum(1)),
+        "EII": np.average(diagonal.mean(-1), weights=columns.sum(1)),
     }
     np.testing.assert_allclose(sites[COVARIANCES[name].site], expected[name], rtol=1e-11, atol=1e-11)
 
@@ -299,9 +305,10 @@ def test_predictive_densities_are_those_of_scipy(name: str) -> None:
             scatter = (posterior.scatter[k] if name == "full" else posterior.scatter).numpy()
             expected = scipy.stats.multivariate_t(loc, scatter * (kappa + 1) / (kappa * dof), dof).logpdf(x)
         else:
-            shape = posterior.concentration[k].item()
-            squared = posterior.rate[k].numpy() * (kappa + 1) / (shape * kappa)
-            if name == "diagonal":
+            shape = (posterior.concentration if name in POOLED else posterior.concentration[k]).item()
+            rate = posterior.rate if name in POOLED else posterior.rate[k]
+            squared = rate.numpy() * (kappa + 1) / (shape * kappa)
+            if name in ("diagonal", "EEI"):
                 expected = scipy.stats.t(2 * shape, loc, np.sqrt(squared)).logpdf(x).sum(-1)
             else:
                 expected = scipy.stats.multivariate_t(loc, squared * np.eye(SIZE), 2 * shape).logpdf(x)
@@ -328,14 +335,15 @@ def from_free(name: str, free: Tensor) -> dict[str, Tensor]:
     if name in WISHART:
         cov = LogCholeskyTransform()(rest.reshape(-1, SIZE * (SIZE + 1) // 2))
         return {"loc": loc, "cov": cov if name == "full" else cov[0]}
-    return {"loc": loc, "var": rest.exp().reshape((COMPONENTS, SIZE) if name == "diagonal" else (COMPONENTS,))}
+    shapes = {"diagonal": (COMPONENTS, SIZE), "spherical": (COMPONENTS,), "EEI": (SIZE,), "EII": ()}
+    return {"loc": loc, "var": rest.exp().reshape(shapes[name])}
 
 
 @every_family
 def test_the_mode_is_where_an_optimiser_ends(name: str) -> None:
     """BFGS on unconstrained numbers; the density itself is over the constrained ones, without a Jacobian."""
     family, posterior = FAMILIES[name], make_posterior(name)
-    lengths = {"full": 12, "tied": 6, "diagonal": 6, "spherical": 2}
+    lengths = {"full": 12, "tied": 6, "diagonal": 6, "spherical": 2, "EEI": 3, "EII": 1}
 
     def loss(free: np.ndarray) -> tuple[float, np.ndarray]:
         z = torch.tensor(free, requires_grad=True)
@@ -428,24 +436,20 @@ def test_in_one_dimension_full_diagonal_and_spherical_are_one_family() -> None:
     x, weights = make_data(size=1)
     wishart = make_prior("full", size=1)
     rate = wishart.scatter.flatten() / 2
-    results = {
-        "full": everything("full", x, weights, wishart),
-        "diagonal": everything("diagonal", x, weights, NormalInverseGamma(wishart.loc, 0.7, wishart.dof / 2, rate)),
-        "spherical": everything(
-            "spherical", x, weights, NormalInverseGamma(wishart.loc, 0.7, wishart.dof / 2, rate[0])
-        ),
-    }
-    for part, value in results["full"].items():
-        for other in ("diagonal", "spherical"):
-            torch.testing.assert_close(results[other][part].flatten(), value.flatten(), rtol=1e-12, atol=1e-12)
+    full = everything("full", x, weights, wishart)
+    for name, own_rate in (("diagonal", rate), ("spherical", rate[0])):
+        other = everything(name, x, weights, NormalInverseGamma(wishart.loc, 0.7, wishart.dof / 2, own_rate))
+        for part, value in full.items():
+            torch.testing.assert_close(other[part].flatten(), value.flatten(), rtol=1e-12, atol=1e-12)
 
 
-def test_with_one_component_full_and_tied_are_one_family() -> None:
+@pytest.mark.parametrize(("own", "shared"), [("full", "tied"), ("diagonal", "EEI"), ("spherical", "EII")])
+def test_with_one_component_an_own_spread_and_a_shared_one_are_one_family(own: str, shared: str) -> None:
     x, weights = make_data()
-    prior = make_prior("full")
-    full, tied = (everything(name, x, weights[:, :1], prior) for name in WISHART)
-    for part, value in full.items():
-        torch.testing.assert_close(tied[part].flatten(), value.flatten(), rtol=1e-12, atol=1e-12)
+    prior = make_prior(own)
+    first, second = (everything(name, x, weights[:, :1], prior) for name in (own, shared))
+    for part, value in first.items():
+        torch.testing.assert_close(second[part].flatten(), value.flatten(), rtol=1e-12, atol=1e-12)
 
 
 @every_family
@@ -477,7 +481,7 @@ def test_a_component_without_room_is_singular(name: str) -> None:
     weights[1:, 0] = 1.0
     family = FAMILIES[name]
     sites = family.maximum_likelihood(family.sufficient_statistics(x, weights))
-    assert family.singular(sites).tolist() == [False, name != "tied"]
+    assert family.singular(sites).tolist() == [False, name not in POOLED]
     shrunk = family.mode(family.posterior(make_prior(name), family.sufficient_statistics(x, weights)))
     assert family.singular(shrunk).tolist() == [False, False]
 
@@ -487,10 +491,7 @@ def test_a_component_on_a_line_is_singular() -> None:
     x = torch.cat([line, random(20, 2)])
     weights = torch.nn.functional.one_hot((torch.arange(29) > 8).long()).double()
     family = FAMILIES["full"]
-    assert family.singular(family.maximum_likelihood(family.sufficient_statistics(x, weights))).tolist() == [
-        True,
-        False,
-    ]
-    assert math.isnan(
-        family.log_prob(x, {"loc": torch.zeros(1, 2).double(), "cov": torch.zeros(1, 2, 2).double()})[0, 0]
-    )
+    sites = family.maximum_likelihood(family.sufficient_statistics(x, weights))
+    assert family.singular(sites).tolist() == [True, False]
+    nothing = {"loc": torch.zeros(1, 2).double(), "cov": torch.zeros(1, 2, 2).double()}
+    assert math.isnan(family.log_prob(x, nothing)[0, 0])

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from probmix import quadratic
+from probmix import quadratic_pass
 from probmix.covariance import COVARIANCES
 from probmix.quadratic import mixture_log_likelihood
 
@@ -133,14 +133,14 @@ def test_chunks_change_nothing_and_stay_small(monkeypatch):
     columns, coefficients = normal(D, 5001), normal(7, K, P)
     whole = grad_and_value(lambda b: fused(b, columns).sum())(coefficients)
     sizes = []
-    features = COVARIANCES["full"].features
+    features = quadratic_pass.quadratic_features
 
-    def watched(chunk: Tensor) -> Tensor:
+    def watched(chunk: Tensor, *settings) -> Tensor:
         sizes.append(chunk.shape[-1])
-        return features(chunk)
+        return features(chunk, *settings)
 
-    monkeypatch.setattr(type(COVARIANCES["full"]), "features", lambda self, chunk: watched(chunk))
-    monkeypatch.setattr(quadratic, "_CHUNK_BYTES", {"cpu": 8 * 7 * K * 300})
+    monkeypatch.setattr(quadratic_pass, "quadratic_features", watched)
+    monkeypatch.setattr(quadratic_pass, "_CHUNK_BYTES", {"cpu": 8 * (2 * 7 * K + P) * 300})
     chunked = grad_and_value(lambda b: fused(b, columns).sum())(coefficients)
     torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-9)  # the order of a sum of 35,000 terms of order 10
     assert sum(sizes) == 5001
