@@ -30,9 +30,10 @@ def conjugate_model(problem: Problem, method: str) -> ConjugateMixture:
         return program
     if isinstance(program, ClosedFormMixture):
         family = type(getattr(program, "family", program)).__name__
+        others = ", or what runs any Pyro program: MAP(), SVI(), NUTS() and ChEES()"
         raise MethodError(
             f"{method} needs components with a conjugate prior, which those of {type(program).__name__} ({family}) "
-            "have not. Use EM(), which does without, or what runs any Pyro program: MAP(), SVI(), NUTS() and ChEES()."
+            f"have not. Use EM(), which does without{others if getattr(program, 'has_program', True) else ''}."
         )
     name = getattr(program, "__name__", type(program).__name__)
     raise MethodError(

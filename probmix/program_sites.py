@@ -83,8 +83,8 @@ def prototype(program: Program, arguments: Arguments) -> poutine.Trace:
         try:
             with poutine.block(), torch.no_grad():
                 return poutine.trace(program).get_trace(*arguments.args, **(arguments.kwargs or {}))
-        except ProgramError:
-            raise
+        except ProgramError as refusal:
+            raise ProgramError(str(refusal).partition("\nTrace Shapes")[0]) from None  # which Pyro has appended
         except (ValueError, torch.linalg.LinAlgError) as reason:
             if attempt == _PROTOTYPES - 1:
                 raise ProgramError(

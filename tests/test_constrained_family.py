@@ -14,7 +14,7 @@ from torch import Tensor
 from probmix.conjugate import NormalInverseGamma, NormalInverseWishart
 from probmix.constrained_family import CONSTRAINED_FAMILIES
 from probmix.errors import MethodError, ProgramError
-from probmix.inference import EM, MAP, infer
+from probmix.inference import EM, MAP, Gibbs, infer
 from probmix.models import GaussianMixture
 from probmix.parsimonious import num_spread_parameters
 
@@ -268,3 +268,10 @@ def test_float32_data_stay_float32(letters: str) -> None:
     )
     assert all(value.dtype == torch.float32 for value in narrow.sites().values())
     assert narrow.objective == pytest.approx(wide, abs=1e-2)
+
+
+def test_the_refusals_name_only_what_works() -> None:
+    with pytest.raises(MethodError, match=r"Gibbs\(\) needs components with a conjugate prior.*does without\.$"):
+        infer(GaussianMixture(2, "VEV"), groups(), Gibbs(), seed=0)
+    with pytest.raises(ProgramError, match=r"fit it with EM\(\), or choose one of those$"):
+        infer(GaussianMixture(2, "VEV"), groups(), MAP(), seed=0)
