@@ -20,7 +20,7 @@ from probmix.table import wide_dtype
 __all__ = ["QuadraticRows", "draw_component", "feature_sums", "num_quadratic_features", "quadratic_features"]
 
 # Bytes in the tables of a chunk of rows: what a CPU keeps in its cache, and elsewhere enough to fill the device.
-_CHUNK_BYTES = {"cpu": 2**22}
+_CHUNK_BYTES = {"cpu": 6 * 2**20}
 _DEVICE_CHUNK_BYTES = 2**28
 _FEWEST_ROWS = 256
 _MOST_NARROW_ROWS = 2**13  # of less than float64: sums of more rows lose digits
