@@ -278,12 +278,6 @@ class StudentTFamily(AbstractConditionallyConjugateFamily[StudentTPrior, Student
         u = u.clamp_min(torch.finfo(x.dtype).tiny)[..., None]
         return self._statistics(x, assigned, u, u.log())
 
-    def maximise(
-        self, statistics: StudentTStatistics, prior: StudentTPrior | None, sites: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Mode given the expected latent precisions, or sites of greatest likelihood."""
-        return self.maximum_likelihood(statistics) if prior is None else self.mode(self.posterior(prior, statistics))
-
     def maximum_likelihood(self, statistics: StudentTStatistics) -> dict[str, Tensor]:
         r"""Sites of greatest expected log likelihood, the mean latent precision being free as well.
 
