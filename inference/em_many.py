@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from probmix.inference.seeding import first_labels
+from probmix.inference.seeding import first_labels, label_statistics
 from probmix.inference.stopping import still_to_gain
 from probmix.typing import ClosedFormMixture, Sites
 
@@ -158,8 +158,7 @@ def _seeded(model: FittedMixture, x: Tensor, restarts: int) -> Sites:
     starts = []
     for rows in x:
         labels = first_labels(rows, model.num_components, restarts, "kmeans++")
-        shares = torch.nn.functional.one_hot(labels, model.num_components).to(rows)
-        starts.append(model.maximise(model.sufficient_statistics(rows, shares), model.prior(rows)))
+        starts.append(model.maximise(label_statistics(model, rows, labels, None, _CHUNK), model.prior(rows)))
     return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
 
 

@@ -15,9 +15,9 @@ from probmix.centred_pass import centred_expectation
 from probmix.conjugate import GaussianPrior
 from probmix.covariance import AbstractCovariance
 from probmix.family import AbstractConjugateFamily
-from probmix.quadratic_pass import QuadraticRows, draw_component, feature_sums
+from probmix.quadratic_pass import QuadraticRows, feature_sums
 from probmix.statistics import Statistics, weighted_square
-from probmix.table import Expectation, Table, wide_dtype
+from probmix.table import Expectation, Table, draw_component, wide_dtype
 
 __all__ = ["LOST_LOG", "AbstractQuadraticFamily", "CentredRows", "Natural", "centred_rows", "dtype_of_features"]
 

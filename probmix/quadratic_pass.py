@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probmix.table import wide_dtype
 
-__all__ = ["QuadraticRows", "draw_component", "feature_sums", "num_quadratic_features", "quadratic_features"]
+__all__ = ["QuadraticRows", "feature_sums", "num_quadratic_features", "quadratic_features"]
 
 # Bytes in the tables of a chunk of rows: what a CPU keeps in its cache, and elsewhere enough to fill the device.
 _CHUNK_BYTES = {"cpu": 6 * 2**20}
@@ -115,22 +115,6 @@ class QuadraticRows:
         bytes_of_chunk = _CHUNK_BYTES.get(self.columns.device.type, _DEVICE_CHUNK_BYTES)
         rows = max(_FEWEST_ROWS, bytes_of_chunk // (width * dtype.itemsize))
         return rows if dtype == wide_dtype(self.columns) else min(rows, _MOST_NARROW_ROWS)
-
-
-def draw_component(scores: Tensor) -> Tensor:
-    r"""Draw one component for each row with odds :math:`\exp s_{kn}`, as ones and zeros, ``(*b, K, n)``.
-
-    Uses torch's global generator.
-
-    Example:
-        >>> draw_component(torch.tensor([[0.0], [-torch.inf]]))
-        tensor([[1.],
-                [0.]])
-    """
-    cumulative = scores.softmax(-2).cumsum(-2)
-    level = torch.rand_like(cumulative[..., :1, :]) * cumulative[..., -1:, :]
-    reached = (level < cumulative).to(scores)
-    return reached.diff(dim=-2, prepend=torch.zeros_like(level))
 
 
 def feature_sums(

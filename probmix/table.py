@@ -13,7 +13,16 @@ from torch import Tensor
 
 from probmix.errors import DataError
 
-__all__ = ["Expectation", "Table", "accumulate", "check_row_weights", "draw_one", "share_out", "wide_dtype"]
+__all__ = [
+    "Expectation",
+    "Table",
+    "accumulate",
+    "check_row_weights",
+    "draw_component",
+    "draw_one",
+    "share_out",
+    "wide_dtype",
+]
 
 _BLOCK = 2**20  # numbers in the largest temporary table of a block of rows
 
@@ -74,22 +83,33 @@ def share_out(scores: Tensor) -> Tensor:
         >>> share_out(torch.zeros(1, 2))
         tensor([[0.5000, 0.5000]])
     """
-    return (scores - scores.logsumexp(-1, keepdim=True)).exp().nan_to_num(0.0)
+    return scores.softmax(-1).nan_to_num(0.0)
+
+
+def draw_component(scores: Tensor) -> Tensor:
+    r"""Draw one component for each row with odds :math:`\exp s_{kn}`, as ones and zeros, ``(*b, K, n)``.
+
+    A row that no component explains gets zeros. Uses torch's global generator.
+
+    Example:
+        >>> draw_component(torch.tensor([[0.0], [-torch.inf]]))
+        tensor([[1.],
+                [0.]])
+    """
+    cumulative = scores.softmax(-2).cumsum(-2)
+    level = torch.rand_like(cumulative[..., :1, :]) * cumulative[..., -1:, :]
+    reached = (level < cumulative).to(scores)
+    return reached.diff(dim=-2, prepend=torch.zeros_like(level))
 
 
 def draw_one(scores: Tensor) -> Tensor:
-    r"""Draw one component for each row with the odds :math:`\exp s_{nk}`, as rows of one 1 and zeros, ``(*b, N, K)``.
-
-    Uses torch's global generator.
+    """`draw_component` for scores by row, ``(*b, N, K)``.
 
     Example:
         >>> draw_one(torch.tensor([[0.0, -torch.inf]]))
         tensor([[1., 0.]])
     """
-    cumulative = share_out(scores).cumsum(-1)
-    level = torch.rand_like(cumulative[..., :1]) * cumulative[..., -1:]
-    below = torch.cat([torch.zeros_like(level), cumulative[..., :-1]], -1)
-    return ((below <= level) & (level < cumulative)).to(scores)
+    return draw_component(scores.mT).mT
 
 
 def accumulate(

@@ -14,11 +14,11 @@ from probmix import quadratic_pass
 from probmix.isolation import isolated
 from probmix.quadratic_pass import (
     QuadraticRows,
-    draw_component,
     feature_sums,
     num_quadratic_features,
     quadratic_features,
 )
+from probmix.table import draw_component
 
 D, N, K, RESTARTS = 3, 101, 4, 2
 
