@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probmix.errors import MethodError
 from probmix.hierarchical import hierarchical_labels
+from probmix.inference.em_latent_scale import ScaleState, first_state, next_state, points
 from probmix.inference.method import AbstractMethod, Problem, common, require
 from probmix.inference.seeding import (
     LABELS,
@@ -25,7 +26,7 @@ from probmix.inference.stopping import still_to_gain
 from probmix.posterior import PointPosterior
 from probmix.status import Status
 from probmix.table import Table, check_row_weights
-from probmix.typing import ClosedFormMixture, Sites
+from probmix.typing import ClosedFormMixture, LatentScale, Sites
 
 __all__ = ["EM"]
 
@@ -132,8 +133,10 @@ class EM(AbstractMethod):
         names = ", ".join(f'"{name}"' for name in _NAMES)
         require(known, "init", f"{names}, labels or sites", self.init)
 
-    def start(self, problem: Problem) -> EMState:
+    def start(self, problem: Problem) -> EMState | ScaleState:
         """Return the first state."""
+        if isinstance(problem.program, LatentScale):
+            return self._start_of_process(problem, problem.program)
         model = _closed_form(problem)
         x = model.rows(*problem.arguments.args)
         prior = model.prior(x)
@@ -146,8 +149,10 @@ class EM(AbstractMethod):
         collapsed = torch.full_like(active, -1, dtype=torch.long)
         return EMState(sites, (), active, collapsed, prior, model.table(x, self.row_weights))
 
-    def step(self, problem: Problem, state: EMState) -> EMState:
+    def step(self, problem: Problem, state: EMState | ScaleState) -> EMState | ScaleState:
         """Return the state after one expectation and one maximisation of every restart that still runs."""
+        if isinstance(state, ScaleState):
+            return next_state(problem, problem.program, state, self.tolerance)  # type: ignore[arg-type]  # as start saw
         model: ClosedFormMixture = problem.program  # type: ignore[assignment]  # as start has seen; asking takes time
         rows = None if state.active.all() else state.active.nonzero().squeeze(-1)
         sites = state.sites if rows is None else {name: value[rows] for name, value in state.sites.items()}
@@ -185,10 +190,10 @@ class EM(AbstractMethod):
         going_on = after.active & ~broken & (self._remaining(after.objectives) > self.tolerance)
         return after._replace(sites=sites, active=going_on, collapsed=collapsed, checked=None)
 
-    def status(self, problem: Problem, state: EMState) -> Status | None:
+    def status(self, problem: Problem, state: EMState | ScaleState) -> Status | None:
         """Return how the fit ended, or None to go on."""
         if state.objectives and not state.active.any():
-            return self._verdict(state)
+            return self._verdict_of_process(state) if isinstance(state, ScaleState) else self._verdict(state)
         if len(state.objectives) >= self.max_steps:
             left = float(self._remaining(state.objectives)[state.active].max())
             gain = f"about {left:.2g} nats" if left < torch.inf else "an unknown amount"
@@ -199,27 +204,30 @@ class EM(AbstractMethod):
             )
         return None
 
-    def finish(self, problem: Problem, state: EMState, status: Status) -> PointPosterior:
+    def finish(self, problem: Problem, state: EMState | ScaleState, status: Status) -> PointPosterior:
         """Return the best restart; the objective is that of the sites returned."""
-        model = _closed_form(problem)
-        log_likelihood, _ = model.expectation(state.table, state.sites)
-        objectives = self._objective(model, log_likelihood, state.sites, state.prior)
-        collapsed = (state.collapsed >= 0) | model.singular_components(state.sites).any(-1)
-        objectives = torch.where(collapsed, torch.nan, objectives)
+        sites, objectives = points(state) if isinstance(state, ScaleState) else self._points(problem, state)
         best = objectives.nan_to_num(-torch.inf).argmax()
         return PointPosterior(
             **common(self, problem, status),
             history={"objective": torch.stack([*state.objectives, objectives], -1)},
-            point={name: value[best] for name, value in state.sites.items()},
+            point={name: value[best] for name, value in sites.items()},
             objective=float(objectives[best]),
             objectives=objectives,
         )
 
-    def progress(self, state: EMState) -> tuple[int, int]:
+    def _points(self, problem: Problem, state: EMState) -> tuple[Sites, Tensor]:
+        model = _closed_form(problem)
+        log_likelihood, _ = model.expectation(state.table, state.sites)
+        objectives = self._objective(model, log_likelihood, state.sites, state.prior)
+        collapsed = (state.collapsed >= 0) | model.singular_components(state.sites).any(-1)
+        return state.sites, torch.where(collapsed, torch.nan, objectives)
+
+    def progress(self, state: EMState | ScaleState) -> tuple[int, int]:
         """Return steps done and steps at most."""
         return len(state.objectives), self.max_steps
 
-    def figures(self, state: EMState) -> Mapping[str, str]:
+    def figures(self, state: EMState | ScaleState) -> Mapping[str, str]:
         """Return the best objective and the number of restarts still running."""
         best = state.objectives[-1].nan_to_num(-torch.inf).max()
         return {"objective": f"{float(best):.4f}", "running": str(int(state.active.sum()))}
@@ -241,6 +249,20 @@ class EM(AbstractMethod):
             f'maximum, in all {len(failed)} restarts. Use objective="map" (its prior keeps every covariance positive), '
             "fewer components, or a simpler covariance.",
         )
+
+    def _start_of_process(self, problem: Problem, model: LatentScale) -> ScaleState:
+        default = {"objective": "map", "row_weights": None, "annealing": 0, "ridge_var": 0.0}
+        for setting, value in default.items():
+            got = getattr(self, setting)
+            require(got is value or got == value, setting, f"{value!r} for a process with a random scale", got)
+        if isinstance(self.init, Tensor):
+            raise MethodError("init: expected sites or a name for a process with a random scale, got labels.")
+        return first_state(problem, model, self.init if isinstance(self.init, Mapping) else None, self.restarts)
+
+    def _verdict_of_process(self, state: ScaleState) -> Status:
+        if state.objectives[-1].isfinite().any():
+            return Status("converged", f"within about {self.tolerance:g} nats of a local optimum")
+        return Status("failed", "the log density is not finite in any restart. Rescale the columns of the data.")
 
     def _objective(self, model: ClosedFormMixture, log_likelihood: Tensor, sites: Sites, prior: Any) -> Tensor:
         return log_likelihood + model.log_prior(sites, prior) if self.objective == "map" else log_likelihood
@@ -296,6 +318,7 @@ class EM(AbstractMethod):
         state = short.start(problem)
         while short.status(problem, state) is None:
             state = short.step(problem, state)
+        assert isinstance(state, EMState)
         reached = torch.stack(state.objectives, -1).nan_to_num(-torch.inf).amax(-1)
         best = reached.reshape(self.restarts, _SHORT_RUNS).argmax(-1)
         best = best + _SHORT_RUNS * torch.arange(self.restarts, device=best.device)

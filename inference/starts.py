@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from probmix.errors import MethodError, ProgramError
-from probmix.inference.em import EM
+from probmix.errors import MethodError
+from probmix.inference.em import EM, EMState
+from probmix.inference.first_points import first_finite, given_points, require_finite, tries
 from probmix.inference.method import Problem
 from probmix.inference.pathfinder import pathfinder
 from probmix.log_density import LogDensity
-from probmix.simulation import trace_sites
 from probmix.typing import ClosedFormMixture, Sites
 
 __all__ = ["Start", "short_em", "starting_points"]
@@ -25,8 +25,6 @@ Start: TypeAlias = _Name | Mapping[str, Tensor]
 
 _EM_PER_START = 5  # short runs behind each start, of which the best is taken: guards against a bad local optimum
 _EM_STEPS = 50
-_PRIOR_TRIES = (1, 9)  # points tried for each start; nearly always the first will do
-_RANDOM_TRIES = (1, 9, *[10] * 9)  # 100 in all, as in Stan
 _PATHS = 16  # at least so many paths of Pathfinder, shared out among the starts; of its share each takes the best
 
 
@@ -71,13 +69,13 @@ def starting_points(
         torch.Size([4, 7])
     """
     if isinstance(init, Mapping):
-        z = _given(density, init, num)
+        z = given_points(density, init, num)
     else:
         z = _named(problem, density, _chosen(problem, density, init, otherwise), num)
     if jitter_std:
         spread = z + jitter_std * torch.randn_like(z)
         z = torch.where(density.value(spread).isfinite()[:, None], spread, z)
-    _require_finite(density, z)
+    require_finite(density, z)
     return z
 
 
@@ -97,7 +95,7 @@ def _named(problem: Problem, density: LogDensity, name: str, num: int) -> Tensor
         return density.unconstrain(short_em(problem, num))
     if name == "pathfinder":
         return _pathfinder(problem, density, num)
-    return _first_finite(density, _tries(problem, density, num, prior=name == "prior"))
+    return first_finite(density, tries(problem, density, num, prior=name == "prior"))
 
 
 def short_em(problem: Problem, num: int) -> Sites:
@@ -114,6 +112,7 @@ def short_em(problem: Problem, num: int) -> Sites:
     state = em.start(problem)
     while em.status(problem, state) is None:
         state = em.step(problem, state)
+    assert isinstance(state, EMState)
     objectives = torch.stack(state.objectives, -1).nan_to_num(-torch.inf).amax(-1)
     best = (
         objectives.reshape(num, _EM_PER_START).argmax(-1) + torch.arange(num, device=objectives.device) * _EM_PER_START
@@ -127,61 +126,12 @@ def _interior(weights: Tensor) -> Tensor:
     return 0.99 * weights + 0.01 / weights.shape[-1]
 
 
-def _given(density: LogDensity, init: Mapping[str, Tensor], num: int) -> Tensor:
-    z = density.unconstrain(init)
-    if z.dim() > 1 and len(z) != num:
-        raise MethodError(
-            f"init: expected sites for one start or for {num} (a leading axis of that length), got {len(z)}. "
-            "Pass one set of sites, e.g. another fit's posterior.sites()."
-        )
-    return z.expand(num, -1).clone()
-
-
-def _tries(problem: Problem, density: LogDensity, num: int, *, prior: bool) -> Iterator[Tensor]:
-    """Yield points to try for each start, ``(num, tries, dim)``: from the prior, then uniform on (-2, 2)."""
-    data = problem.arguments
-    for tries in _PRIOR_TRIES if prior else ():
-        draws = trace_sites(lambda: data.call(problem.program), num * tries, condition_on_data=True)
-        z = density.unconstrain({site.name: draws[site.name] for site in density.latents})
-        yield z.reshape(num, tries, -1)
-    for tries in _RANDOM_TRIES:
-        yield 4 * torch.rand(num, tries, density.dim, dtype=data.dtype, device=data.device) - 2
-
-
 def _pathfinder(problem: Problem, density: LogDensity, num: int) -> Tensor:
     """Draw from the best normal approximation of each start's own paths; where that is not finite, take the mode."""
     group = -(-_PATHS // num)
-    first = _first_finite(density, _tries(problem, density, num * group, prior=True))
+    first = first_finite(density, tries(problem, density, num * group, prior=True))
     paths = pathfinder(density.value_and_grad, first)
     best = paths.elbo.reshape(num, group).argmax(-1) + torch.arange(num, device=first.device) * group
     draws = paths.normals.sample(1)[0][best, 0]
     usable = paths.elbo[best].isfinite() & density.value(draws.nan_to_num()).isfinite()
     return torch.where(usable[:, None], draws, paths.mode[best])
-
-
-def _first_finite(density: LogDensity, tries: Iterator[Tensor]) -> Tensor:
-    """Take, for each start, the first of its tries that has a finite density."""
-    first, found = _finite(density, next(tries))
-    while not bool(found.all()) and (block := next(tries, None)) is not None:
-        here, finite = _finite(density, block)
-        first, found = torch.where(found[:, None], first, here), found | finite
-    _require_finite(density, first)
-    return first
-
-
-def _finite(density: LogDensity, block: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's first point of ``(num, tries, dim)`` that has a finite density, and whether there is one."""
-    finite = density.value(block).isfinite()
-    return block[torch.arange(len(block), device=block.device), finite.int().argmax(-1)], finite.any(-1)
-
-
-def _require_finite(density: LogDensity, z: Tensor) -> None:
-    finite = density.value(z).isfinite()
-    if finite.all():
-        return
-    name, value = density.blame(z[int((~finite).int().argmax())])
-    raise ProgramError(
-        f"expected a finite log density at the start, but site {name!r} has log density {value} there. "
-        "Check its distribution against its values (support, units, NaN in the data), or pass init= with sites "
-        "inside the support."
-    )

@@ -14,8 +14,10 @@ from probmix.inference.svi_batched import BatchedEngine
 from probmix.inference.svi_engine import AbstractEngine, Result
 from probmix.inference.svi_gaussian import FAMILIES
 from probmix.inference.svi_pyro import PyroEngine, parameters_of
+from probmix.inference.svi_structured import StructuredEngine
 from probmix.posterior import GuidePosterior
 from probmix.status import Status
+from probmix.typing import OwnGuide
 
 __all__ = ["SVI"]
 
@@ -31,10 +33,12 @@ class SVIState(NamedTuple):
 class SVI(AbstractMethod):
     r"""Stochastic variational inference: maximise ``ELBO = E_q[log p(data, sites) - log q(sites)]``.
 
-    Two engines. A Gaussian guide of a program without parameters, on all its data, takes natural-gradient steps in
+    Three engines. A Gaussian guide of a program without parameters, on all its data, takes natural-gradient steps in
     the guide's own units (`probmix.inference.svi_gaussian`), all restarts as one batch: scales of the model do not
     matter, and a guide that can be exact becomes exact. A guide of your own, mini-batches and programs with
-    ``pyro.param`` run by Pyro's engine with Adam, one restart after another.
+    ``pyro.param`` run by Pyro's engine with Adam, one restart after another. A model that brings its own variational
+    family (`probmix.typing.OwnGuide`, such as `probmix.models.ScaleMixtureClassifier`) is fitted by that with
+    ``guide="auto"``, by Adam, from where the model says.
 
     The stopping rule: after every ``window`` steps the mean ELBO of the window is compared with that of the one
     before. An increase below ``tolerance`` standard errors of that difference lowers the learning rate to 0.3 of
@@ -53,11 +57,11 @@ class SVI(AbstractMethod):
         batch_size: rows in a mini-batch; the program must take its rows by ``pyro.subsample(x, event_dim=...)``.
         max_steps: steps of one restart, at most.
         learning_rate: at first. None: 0.1 for the batched engine, where it is the share of a natural-gradient step;
-            0.03 for Adam.
+            0.03 for Adam, 0.01 with a family of the model's own.
         window: steps between two looks at the ELBO. None: 50 for the batched engine, 150 for Adam.
         tolerance: smallest gain that counts, standard errors.
         num_draws: draws from the guide that go into ArviZ.
-        num_particles: draws from the guide in each step of the batched engine, an even number: they come in pairs.
+        num_particles: draws from the guide in each step, an even number: they come in pairs; Pyro's engine takes one.
         compile: as in `probmix.log_density.LogDensity.plan`, for the batched engine: ``"auto"`` where a compiler is
             present and the fit is long enough to pay for it.
 
@@ -121,6 +125,7 @@ class SVI(AbstractMethod):
     def finish(self, problem: Problem, state: SVIState, status: Status) -> GuidePosterior:
         """Return the restart with the best ELBO; an interrupted one counts as it stands."""
         result = state.engine.result(problem, state.run)
+        problem = problem if result.program is None else replace(problem, program=result.program)
         return GuidePosterior(
             **common(self, problem, self._judged(status, result)),
             params=result.params,
@@ -141,6 +146,13 @@ class SVI(AbstractMethod):
         return state.engine.figures(state.run)
 
     def _engine(self, problem: Problem) -> AbstractEngine:
+        if self.guide == "auto" and isinstance(problem.program, OwnGuide):
+            require(self.restarts == 1, "restarts", "1, as the model says where its family starts", self.restarts)
+            require(self.init == "auto", "init", '"auto", as the model says where its family starts', self.init)
+            return StructuredEngine(
+                problem.program, self.batch_size, self.max_steps, learning_rate=self.learning_rate or 0.01,
+                window=self.window or 150, tolerance=self.tolerance, num_particles=self.num_particles,
+            )  # fmt: skip
         if callable(self.guide) or self.batch_size is not None or parameters_of(problem):
             return PyroEngine(
                 self.guide, self.restarts, self.init, self.batch_size, self.max_steps,

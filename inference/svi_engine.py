@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from probmix.guides import NormalGuide, ProgramGuide
 from probmix.importance import Importance
 from probmix.inference.method import Problem
-from probmix.typing import Sites
+from probmix.scale_mixture_guide import ScaleMixtureGuide
+from probmix.typing import Program, Sites
 
-__all__ = ["DROP", "DROPS", "AbstractEngine", "family_name"]
+__all__ = ["DROP", "DROPS", "AbstractEngine", "family_name", "stalled"]
 
 DROP, DROPS = 0.3, 3  # the learning rate falls to 0.3, 0.09 and 0.027 of the first before a run ends
 
@@ -31,6 +33,25 @@ def family_name(guide: str, dim: int) -> str:
     return guide if guide != "auto" else "full_rank" if dim <= _FULL_RANK_UP_TO else "low_rank"
 
 
+def stalled(elbos: Sequence[float], window: int, tolerance: float) -> bool:
+    """Return whether a window of steps ends here whose mean ELBO is not above that of the window before.
+
+    Args:
+        elbos: estimates of all steps so far.
+        window: steps.
+        tolerance: smallest gain that counts, standard errors of the difference.
+
+    Example:
+        >>> stalled([0.0, 1.0, 9.0, 10.0], 2, 1.0), stalled([0.0, 1.0, 1.0, 0.0], 2, 1.0), stalled([0.0], 2, 1.0)
+        (False, True, False)
+    """
+    if len(elbos) < 2 * window or len(elbos) % window:
+        return False
+    last, before = torch.tensor(elbos[-2 * window :]).reshape(2, -1).flip(0)
+    error = ((last.var() + before.var()) / window).sqrt()
+    return not bool(last.mean() - before.mean() > tolerance * error)
+
+
 class Result(NamedTuple):
     """All restarts at their end, and the best of them.
 
@@ -41,14 +62,16 @@ class Result(NamedTuple):
         converged: whether it ended by its own rule.
         elbos: ELBO of every restart, ``(restarts,)``.
         history: ELBO estimates of every step, ``(restarts, steps)``, NaN after a restart's end.
+        program: the program that the guide is about, where the fit has changed it.
     """
 
-    guide: NormalGuide | ProgramGuide
+    guide: NormalGuide | ProgramGuide | ScaleMixtureGuide
     params: Sites
     importance: Importance
     converged: bool
     elbos: Tensor
     history: Tensor
+    program: Program | None = None
 
 
 class AbstractEngine(ABC):

@@ -29,7 +29,7 @@ from probmix.guides import NormalGuide, ProgramGuide
 from probmix.importance import Importance, summarise
 from probmix.inference.method import Problem
 from probmix.inference.starts import Start, starting_points
-from probmix.inference.svi_engine import DROP, DROPS, AbstractEngine, Result, family_name
+from probmix.inference.svi_engine import DROP, DROPS, AbstractEngine, Result, family_name, stalled
 from probmix.log_density import LogDensity
 from probmix.typing import Program, Sites
 
@@ -118,7 +118,7 @@ class PyroEngine(AbstractEngine):
         args, kwargs = problem.arguments.args, problem.arguments.kwargs or {}
         elbo = -float(state.engine.step(*args, **kwargs))
         elbos, drops = [*state.elbos, elbo], state.drops
-        if len(elbos) >= 2 * self.window and len(elbos) % self.window == 0 and self._stalled(elbos):
+        if stalled(elbos, self.window, self.tolerance):
             drops += 1
             _lower_learning_rate(state.engine)
         tail = _summed(state.tail) if drops == DROPS else state.tail
@@ -181,11 +181,6 @@ class PyroEngine(AbstractEngine):
 
         _require_subsampled(problem, subsampled, density, rows)
         return subsampled
-
-    def _stalled(self, elbos: list[float]) -> bool:
-        last, before = torch.tensor(elbos[-2 * self.window :]).reshape(2, -1).flip(0)
-        error = ((last.var() + before.var()) / self.window).sqrt()
-        return not bool(last.mean() - before.mean() > self.tolerance * error)
 
     def _at_its_end(self, state: PyroState) -> bool:
         return state.drops > DROPS or len(state.elbos) >= self.max_steps or not math.isfinite(state.elbos[-1])

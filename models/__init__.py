@@ -8,10 +8,15 @@ from probmix.models.categorical_mixture import CategoricalMixture
 from probmix.models.exponential_mixture import ExponentialMixture
 from probmix.models.factor_analysers import MixtureOfFactorAnalysers
 from probmix.models.gaussian_mixture import GaussianMixture
+from probmix.models.gpytorch_program import gpytorch_program
 from probmix.models.poisson_mixture import PoissonMixture
 from probmix.models.product_mixture import ProductMixture
 from probmix.models.regression_mixture import RegressionMixture
+from probmix.models.scale_mixture_classifier import ScaleMixtureClassifier
+from probmix.models.scale_mixture_nngp import ScaleMixtureNNGP
+from probmix.models.scale_mixture_process import ScaleMixtureProcess
 from probmix.models.student_t_mixture import StudentTMixture
+from probmix.models.student_t_process import StudentTProcess
 from probmix.models.von_mises_fisher_mixture import VonMisesFisherMixture
 
 __all__ = [
@@ -23,6 +28,11 @@ __all__ = [
     "PoissonMixture",
     "ProductMixture",
     "RegressionMixture",
+    "ScaleMixtureClassifier",
+    "ScaleMixtureNNGP",
+    "ScaleMixtureProcess",
     "StudentTMixture",
+    "StudentTProcess",
     "VonMisesFisherMixture",
+    "gpytorch_program",
 ]

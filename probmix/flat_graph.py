@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,11 +62,12 @@ class FlatGraph:
             RuntimeError: the function cannot be traced, e.g. its control flow depends on a value.
         """
         inputs = z.detach(), *(tensor.detach() for tensor in data)
-        graph = make_fx(_folding(function))(*inputs)
-        if _mutates(graph):  # an operation in place must be made once for each time it was written
-            graph = make_fx(functionalize(graph, remove="mutations"))(*inputs)
-        _merge_equal_nodes(graph)
-        lazy = make_fx(LateBroadcast(graph).run)(*inputs)
+        with _without_examples():
+            graph = make_fx(_folding(function))(*inputs)
+            if _mutates(graph):  # an operation in place must be made once for each time it was written
+                graph = make_fx(functionalize(graph, remove="mutations"))(*inputs)
+            _merge_equal_nodes(graph)
+            lazy = make_fx(LateBroadcast(graph).run)(*inputs)
         _merge_equal_nodes(lazy)
         return cls(*_split(lazy if _agree(lazy(*inputs), graph(*inputs)) else graph))
 
@@ -155,6 +159,16 @@ def _agree(one: Any, other: Any) -> bool:
         and torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().nan_to_num().max()), equal_nan=True)
         for a, b in pairs
     )
+
+
+@contextmanager
+def _without_examples() -> Iterator[None]:
+    """Trace without an example tensor for every node: nothing here reads them, and they take most of the time."""
+    if not hasattr(proxy_tensor, "extract_val"):
+        yield
+        return
+    with mock.patch.object(proxy_tensor, "extract_val", return_value=None):
+        yield
 
 
 class _Folding(TorchDispatchMode):

@@ -47,7 +47,7 @@ class Importance:
     def advice(self, otherwise: str) -> str:
         """Return a sentence on whether the guide can be trusted, and ``otherwise`` what to do."""
         if math.isnan(self.pareto_k):
-            return "Pareto k unknown: the guide has no tractable density, so nothing says how close it is"
+            return "Pareto k unknown: the guide's importance ratios are not known, so nothing says how close it is"
         if self.pareto_k <= self.limit:
             return f"Pareto k {self.pareto_k:.2f}: importance weights can correct the guide (limit {self.limit:.2f})"
         return (

@@ -22,10 +22,11 @@ from probmix.guides import ConjugateGuide, NormalGuide, ProgramGuide
 from probmix.isolation import isolated
 from probmix.large_arrays import joined
 from probmix.log_density import LogDensity
+from probmix.scale_mixture_guide import ScaleMixtureGuide
 from probmix.simulation import simulate, trace_sites
 from probmix.status import Status
 from probmix.storage import Missing, read, write
-from probmix.typing import Dims, Program, Sites
+from probmix.typing import Dims, OwnGuide, Program, Sites
 
 __all__ = ["AbstractPosterior", "DrawsPosterior", "GuidePosterior", "PointPosterior", "load_posterior"]
 
@@ -229,7 +230,7 @@ class GuidePosterior(AbstractPosterior):
         log_evidence: an estimate of ``log p(data)``, nats, where the method gives one (Laplace, VB).
     """
 
-    guide: NormalGuide | ProgramGuide | ConjugateGuide
+    guide: NormalGuide | ProgramGuide | ConjugateGuide | ScaleMixtureGuide
     elbo: tuple[float, float]
     elbos: Tensor
     pareto_k: float = float("nan")
@@ -250,8 +251,8 @@ class GuidePosterior(AbstractPosterior):
 
     @property
     def _traced(self) -> Any:
-        """A conjugate guide needs no trace of the program, which for many rows is not free."""
-        return None if isinstance(self.guide, ConjugateGuide) else self.log_density
+        """A guide that knows its sites needs no trace of the program, which for many rows is not free."""
+        return None if isinstance(self.guide, ConjugateGuide | ScaleMixtureGuide) else self.log_density
 
     def _own_groups(self) -> dict[str, Group]:
         draws = {name: value[None] for name, value in self.sample(self.num_draws, seed=self.seed).items()}
@@ -325,6 +326,8 @@ def load_posterior(
     if not isinstance(posterior, AbstractPosterior):
         raise DataError(f"expected a saved posterior, got a {type(posterior).__name__} in {path}. Check the path.")
     if program is not None:
+        if isinstance(posterior, GuidePosterior) and isinstance(program, OwnGuide):
+            program = program.fitted(posterior.guide)
         posterior = dataclasses.replace(posterior, program=program)
     if data is not None:
         posterior = dataclasses.replace(posterior, arguments=Arguments.of(data).checked_by(posterior.program))
@@ -333,9 +336,21 @@ def load_posterior(
             f"the fit used your own program {posterior.program.name!r}, which no data file can hold. "
             f"Pass it: load_posterior({str(path)!r}, program={posterior.program.name.rpartition('.')[2]})."
         )
+    if missing := _missing(posterior.program):
+        raise ProgramError(
+            f"the fit used a {type(posterior.program).__name__} with your own {missing}, which no data file can hold. "
+            f"Pass it: load_posterior({str(path)!r}, program={type(posterior.program).__name__}(...))."
+        )
     if isinstance(posterior, GuidePosterior) and isinstance(posterior.guide, ProgramGuide):
         posterior = dataclasses.replace(posterior, guide=_own_guide(posterior.guide, guide, path))
     return posterior
+
+
+def _missing(program: Program) -> str:
+    """Return which settings of a program were not saved, and what they were."""
+    fields = dataclasses.fields(program) if dataclasses.is_dataclass(program) else ()
+    values = {field.name: getattr(program, field.name) for field in fields}
+    return ", ".join(f"{name}={value.name}" for name, value in values.items() if isinstance(value, Missing))
 
 
 def _own_guide(fitted: ProgramGuide, guide: Program | None, path: str | Path) -> ProgramGuide:

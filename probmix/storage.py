@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributions import Distribution
 
+from probmix.burr import BurrXII
 from probmix.errors import DataError, ProgramError
 
 __all__ = ["Missing", "read", "write"]
@@ -35,6 +39,9 @@ class Missing:
 
 def write(path: str | Path, value: Any) -> None:
     """Write a dataclass of tensors, numbers, texts, tuples, mappings and further dataclasses and named tuples of ours.
+
+    Also distributions of Pyro's, and `probmix.burr.BurrXII`, that their parameters make: ``InverseGamma(2.0, 2.0)``.
+    Anything else, such as a function or a GPyTorch kernel, is read as `Missing`.
 
     Raises:
         DataError: the folder does not exist or cannot be written.
@@ -96,6 +103,9 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if dataclasses.is_dataclass(value) and _is_ours(value):
         fields = {f.name: _encode(getattr(value, f.name), tensors) for f in dataclasses.fields(value)}
         return {"class": _name_of(value), "fields": fields}
+    if isinstance(value, Distribution) and _is_made_of_its_parameters(value):
+        fields = {name: _encode(getattr(value, name), tensors) for name in value.arg_constraints}
+        return {"distribution": type(value).__name__, "fields": fields}
     return {"missing": getattr(value, "__qualname__", type(value).__qualname__)}
 
 
@@ -111,7 +121,14 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {k: _decode(v, tensors) for k, v in content.items()}
     if kind == "missing":
         return Missing(content)
-    return _class(content)(**{k: _decode(v, tensors) for k, v in value["fields"].items()})
+    cls = _distribution(content) if kind == "distribution" else _class(content)
+    fields = {k: _decode(v, tensors) for k, v in value["fields"].items()}
+    if issubclass(cls, tuple) or not any(isinstance(v, Missing) for v in fields.values()):
+        return cls(**fields)
+    unchecked = object.__new__(cls)  # __post_init__ would refuse what stands for something missing
+    for name, field in fields.items():
+        object.__setattr__(unchecked, name, field)
+    return unchecked
 
 
 def _is_ours(value: Any) -> bool:
@@ -120,6 +137,24 @@ def _is_ours(value: Any) -> bool:
 
 def _name_of(value: Any) -> str:
     return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _is_made_of_its_parameters(value: Distribution) -> bool:
+    """Whether Pyro or we have this class by its name, and it wants no other arguments than its parameters."""
+    cls, parameters = type(value), inspect.signature(type(value).__init__).parameters.values()
+    wanted = {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    known = BurrXII if cls is BurrXII else getattr(dist, cls.__name__, None)
+    return known is cls and wanted - {"self"} == set(value.arg_constraints)
+
+
+def _distribution(name: str) -> Any:
+    """Only distributions are ever built, and only Pyro's and ours."""
+    found = BurrXII if name == "BurrXII" else getattr(dist, name, None)
+    if not isinstance(found, type) or not issubclass(found, Distribution):
+        raise DataError(
+            f"expected a distribution of Pyro's in the file, got {name!r}. The file was not written by save()."
+        )
+    return found
 
 
 def _class(name: str) -> Any:

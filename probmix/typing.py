@@ -15,9 +15,11 @@ __all__ = [
     "ConjugateMixture",
     "Dims",
     "FusedLogJoint",
+    "LatentScale",
     "Named",
     "NamedData",
     "Observing",
+    "OwnGuide",
     "Program",
     "Sites",
 ]
@@ -71,6 +73,27 @@ class FusedLogJoint(Protocol):
 
         It is a function of tensors that autograd and ``torch.func`` (``vmap``, ``grad``, ``hessian``) go through.
         """
+        ...
+
+
+@runtime_checkable
+class OwnGuide(Protocol):
+    """A program that brings its own variational family for SVI: parameters, a bound, and what they stand for."""
+
+    def first_parameters(self, *data: Tensor) -> Sites:
+        """Return unconstrained parameters to start from."""
+        ...
+
+    def elbo(self, parameters: Sites, *rows: Tensor, num_rows: int, num_particles: int) -> Tensor:
+        """Return independent estimates of the bound ``(j,)``, from some of the ``num_rows`` rows of the data."""
+        ...
+
+    def guide(self, parameters: Sites) -> Any:
+        """Return the guide that parameters stand for."""
+        ...
+
+    def fitted(self, guide: Any) -> Program:
+        """Return the program that a guide is about: what was fitted beside the sites has its fitted value."""
         ...
 
 
@@ -163,4 +186,22 @@ class ConjugateMixture(ClosedFormMixture, Protocol):
 
     def mean_sites(self, posterior: Any) -> Sites:
         """Return the mean of every site."""
+        ...
+
+
+@runtime_checkable
+class LatentScale(Protocol):
+    """What EM asks of a process with a common random variance s, called with data ``(x, y)``."""
+
+    @property
+    def scale_has_unknowns(self) -> bool:
+        """Whether the prior of s has sites of its own."""
+        ...
+
+    def given_scale(self) -> Program:
+        """Return the program in which s is a site, ``scale_var``."""
+        ...
+
+    def expected_scale(self, x: Tensor, y: Tensor, sites: Mapping[str, Tensor]) -> Tensor:
+        """Return ``1 / E[1 / s | y]`` at hyperparameters with leading batch ``*b``, ``(*b,)``."""
         ...

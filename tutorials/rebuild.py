@@ -17,6 +17,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # of tqdm in a notebook without ipywidgets
+
 FOLDER = Path(__file__).parent
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
