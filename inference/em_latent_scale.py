@@ -17,7 +17,7 @@ from probmix.inference.stopping import still_to_gain
 from probmix.log_density import LogDensity
 from probmix.typing import LatentScale, Sites
 
-__all__ = ["SCALE_SITE", "ScaleState", "first_state", "next_state", "points"]
+__all__ = ["SCALE_SITE", "first_state", "next_state", "points"]
 
 SCALE_SITE = "scale_var"
 _EVALUATIONS = 8  # of the expected log joint in one maximisation: it need not reach the top, only rise
@@ -79,6 +79,17 @@ def next_state(problem: Problem, model: LatentScale, state: ScaleState, toleranc
     The expected log joint is linear in :math:`E[1 / s \mid y]`, so it is, up to a constant, the log joint at the one
     value :math:`s^* = 1 / E[1 / s \mid y]`; for an inverse gamma prior
     :math:`s^* = (2 b + q) / (2 a + n)`.
+
+    Example:
+        >>> from probmix.arguments import Arguments
+        >>> from probmix.models import ScaleMixtureNNGP
+        >>> x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+        >>> model = ScaleMixtureNNGP()
+        >>> problem = Problem(model, Arguments.of((x, x[:, 0] ** 2)), 0)
+        >>> state = first_state(problem, model, None, 2)
+        >>> after = next_state(problem, model, state, 1e-6)
+        >>> bool((points(after)[1] > points(state)[1]).all())
+        True
     """
     objective = state.marginal.value(state.z, jacobian=False)
     x, y = problem.arguments.args
@@ -91,7 +102,18 @@ def next_state(problem: Problem, model: LatentScale, state: ScaleState, toleranc
 
 
 def points(state: ScaleState) -> tuple[Sites, Tensor]:
-    """Return the hyperparameters of every restart and their log joint density."""
+    """Return the hyperparameters of every restart and their log joint density.
+
+    Example:
+        >>> from probmix.arguments import Arguments
+        >>> from probmix.models import ScaleMixtureNNGP
+        >>> x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+        >>> model = ScaleMixtureNNGP()
+        >>> problem = Problem(model, Arguments.of((x, x[:, 0] ** 2)), 0)
+        >>> sites, log_joint = points(first_state(problem, model, None, 2))
+        >>> sites["noise_var"].shape, log_joint.shape
+        (torch.Size([2]), torch.Size([2]))
+    """
     return state.marginal.constrain(state.z), state.marginal.value(state.z, jacobian=False)
 
 
