@@ -376,7 +376,7 @@ table = pd.concat({title: pd.DataFrame(rows, index=["50 %", "90 %", "99 %"]).T f
 #
 # In the middle the variances are larger than the prior expects. With five data the prior matters: now the Student-t
 # process misses too often as well, though less often than the others where it hurts, in the tail. The remedy is not a
-# cleverer tail but a better prior, and below we shall learn it.
+# cleverer tail but a better prior, which [tutorial 9](09_many_series.ipynb) learns.
 
 # %%
 first, second, third = (table.loc[title] for title in settings)
@@ -443,5 +443,5 @@ if full:
 # 3. Fix the degrees of freedom, or give them a prior; one data set says nothing about them.
 # 4. With hundreds of observations, do not bother. With five, the bands are right where fitted ones are too narrow.
 #
-# Where it pays most is many small data sets, whose sizes have a law that can be learnt: see
-# [the next tutorial on scale mixtures](09_many_series.ipynb), which also has other priors and every method of `infer`.
+# Where it pays most is many small data sets, whose sizes have a law that can be learnt: see [the next tutorial on scale
+# mixtures](09_many_series.ipynb), which also has other priors and every method of `infer`.

@@ -51,9 +51,9 @@ y_many = torch.sin(1.5 * x_many[:, 0]) + 0.1 * torch.as_tensor(rng.normal(size=2
 # ## Where a random scale pays most: several data sets
 #
 # One data set has one s. Thirty have thirty, and then the prior of s can be learnt. Here are 30 short series whose
-# sizes vary a lot (log-normally, so that no inverse gamma is the truth). A program for all of them has two
-# unknowns, the parameters of the inverse gamma, and one plate. `ScaleMixtureNormal` is the law of a whole series, with
-# its s integrated out.
+# sizes vary a lot (log-normally, so that no inverse gamma is the truth). A program for all of them has two unknowns,
+# the parameters of the inverse gamma, and one plate. `ScaleMixtureNormal` is the law of a whole series, with its s
+# integrated out.
 
 
 # %%
@@ -306,8 +306,8 @@ axes[0].set_ylabel("waiting time, standardised")
 _ = axes[0].legend(fontsize="small", loc="lower right")
 
 # %% [markdown]
-# As promised: with 40 observations Gaussian and Student-t differ by hundredths of a nat. Averaging over the
-# hyperparameters gains more than the tail does, and in the same way: a Gaussian process whose overall size has a
+# With 40 observations Gaussian and Student-t differ by hundredths of a nat, as tutorial 6 has promised. Averaging over
+# the hyperparameters gains more than the tail does, and in the same way: a Gaussian process whose overall size has a
 # prior and is integrated out *is* a scale mixture.
 
 # %%
