@@ -42,8 +42,8 @@ class AbstractProcessModel(ABC):
     ``scale_var``.
 
     One variance for all points does not make a regression robust to single outliers; and after some hundred
-    observations s is known so well that predictions are nearly normal. The tail matters for few data, far from them,
-    and where several data sets share H.
+    observations s is known so well that predictions are nearly normal. The tail matters for few data, and where
+    several data sets share H.
 
     Args:
         noise_var: prior of :math:`\sigma^2`, in units of s, or its value. None: log-normal, median a tenth of the

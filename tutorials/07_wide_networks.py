@@ -71,7 +71,7 @@ _ = fig.supxlabel("x", fontsize="medium")
 # %% [markdown]
 # Two units can do little but step, sixteen are on their way, and 256 look like the limit. The lower row has something
 # that no width will take away: some networks are large *throughout*, and others small. That is a scale mixture, and
-# tutorial 6 is about what it is good for.
+# [tutorial 6](06_scale_mixtures.ipynb) is about what it is good for.
 #
 # ## What depth and activation do
 #
@@ -270,7 +270,8 @@ if full:
 # %%
 logs = load_diabetes_145().x.log()
 logs = (logs - logs.mean(0)) / logs.std(0)
-glucose, insulin = logs[:, :2], logs[:, 2]
+rows_used = slice(None) if full else slice(None, None, 5)
+glucose, insulin = logs[rows_used, :2], logs[rows_used, 2]
 
 size = {"outputscale_prior": LogNormalPrior(0.0, 1.5)}
 variances = {"weight_var_prior": LogNormalPrior(np.log(2.0), 0.5), "bias_var_prior": LogNormalPrior(np.log(0.1), 1.5)}
@@ -284,7 +285,7 @@ kernels = {
 processes, rows = {}, {}
 for name, kernel in kernels.items():
     model = ScaleMixtureProcess(kernel=kernel, scale_prior=None)
-    fit = infer(model, (glucose, insulin), MAP(restarts=4), seed=0)
+    fit = infer(model, (glucose, insulin), MAP(restarts=4 if full else 1), seed=0)
     processes[name] = model.condition(glucose, insulin, fit.sites())
     others = processes[name].leave_one_out(insulin)
     rows[name] = others.log_prob.numpy(), float((others.predictive.mean - insulin).square().mean().sqrt())
@@ -322,13 +323,14 @@ _ = fig.colorbar(colours, ax=axes, label="insulin, log, standardised", ticks=[-2
 
 # %%
 overt = load_diabetes_145().target == 2
-assert insulin[overt].mean() < insulin[~overt].mean() - 1
-assert glucose[overt].min() > glucose[~overt].mean()
+assert logs[overt, 2].mean() < logs[~overt, 2].mean() - 1
+assert (logs[overt, :2].min(0).values > logs[~overt, :2].mean(0)).all()
 far = {name: float(process.predictive(torch.tensor([[30.0, 30.0]])).mean) for name, process in processes.items()}
-assert abs(far["RBF"]) < 0.01
-assert far["NNGP, depth 3"] < 5 * float(insulin.min())
-assert (table["gain over linear"].iloc[1:] > 2 * table["± standard error"].iloc[1:]).all()
-assert table["gain over linear"].iloc[1:].max() - table["gain over linear"].iloc[1:].min() < 0.03
+if full:
+    assert abs(far["RBF"]) < 0.01
+    assert far["NNGP, depth 3"] < 5 * float(insulin.min())
+    assert (table["gain over linear"].iloc[1:] > 2 * table["± standard error"].iloc[1:]).all()
+    assert table["gain over linear"].iloc[1:].max() - table["gain over linear"].iloc[1:].min() < 0.03
 
 # %% [markdown]
 # ## What data say about weights and biases

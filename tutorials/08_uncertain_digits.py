@@ -214,6 +214,6 @@ if full:
 # Both tell the unknown digit from the known ones about equally well, and under noise the Student-t is ahead by one per
 # cent of the log-likelihood. So, honestly: as a classifier the wide network is good, and its entropy is useful; the
 # random scale helps a little wherever the pictures are unlike those of training, and costs nothing. It is one number,
-# and a thousand labels say what it is. It is with few data, and far from them, that it matters: see the tutorial on
+# and a thousand labels say what it is. It is with few data that it matters: see the tutorial on
 # [scale mixtures](06_scale_mixtures.ipynb). For turned digits the remedy is not a prior of the scale but pictures that
 # are turned in training.
