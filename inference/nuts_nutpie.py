@@ -154,14 +154,18 @@ class NutpieRun:
             self._kept = starts.new_empty(len(starts), 0, starts.shape[1]), {}
         if self._kept is None:
             self._bridge.close()
-            done = self.iteration
-            traces = [sampler.abort().get_arrow_trace() for sampler in self._samplers]
+            traces = [self._trace(chain) for chain in range(len(starts))]
+            done = min(self.iteration, *(draw.num_rows for (draw,), _ in traces))  # a draw is counted, then stored
             rows = slice(self._warmup if done > self._warmup else 0, done)
             draws = np.stack([_column(draw, "z").reshape(draw.num_rows, -1)[rows] for (draw,), _ in traces])
             stats = [_statistics(stat, rows) for _, (stat,) in traces]
             named = {n: torch.from_numpy(np.stack([s[n] for s in stats])).to(starts.device) for n in stats[0]}
             self._kept = torch.from_numpy(draws).to(starts), named
         return self._kept
+
+    def _trace(self, chain: int) -> Any:
+        sampler, ended = self._samplers[chain], self._bridge.done[chain] == self._bridge.total
+        return (sampler.wait() if ended else sampler.abort()).get_arrow_trace()
 
     def _look_for_the_dead(self) -> None:
         for chain, sampler in enumerate(self._samplers):

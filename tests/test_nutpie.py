@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import time
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +17,7 @@ from scipy import stats
 from probmix.arguments import Arguments
 from probmix.arviz import ess, rhat
 from probmix.errors import FitError, MethodError
-from probmix.inference import NUTS, infer
+from probmix.inference import NUTS, infer, nuts_nutpie
 from probmix.inference.method import Problem
 from probmix.inference.nuts_nutpie import Bridge, begin_nutpie
 from probmix.isolation import isolated
@@ -175,6 +176,27 @@ def test_interrupted_before_anything_was_drawn(monkeypatch):
     monkeypatch.setattr(NUTS, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(FitError, match=r"nothing to keep. Run it again"):
         infer(gamma_poisson, COUNTS, SHORT, seed=0)
+
+
+@pytest.mark.parametrize("at", [40, 33])
+def test_a_draw_that_is_counted_but_not_yet_stored(density, monkeypatch, at):
+    """Nutpie stores a draw a little later, in its own thread: here late enough for us to have stopped by then."""
+    drawn = nuts_nutpie._drawn
+
+    def slow(bridge, chain, point):
+        answer = drawn(bridge, chain, point)
+        time.sleep(0.3 * (bridge.done[chain] == at))
+        return answer
+
+    monkeypatch.setattr(nuts_nutpie, "_drawn", slow)
+    starts = torch.tensor([[0.1], [0.5], [0.9]], dtype=torch.float64)
+    run = begin_nutpie(density, starts, warmup=20, draws=20, target_accept=0.8, max_tree_depth=5)
+    monkeypatch.setattr(nuts_nutpie, "_BATCHES", 1)
+    exhaust(run, at)
+    draws, statistics = run.kept()
+    assert draws.shape == (3, at - 20, 1) if at == 40 else at - 21 <= draws.shape[1] <= at - 20
+    assert {value.shape for value in statistics.values()} == {draws.shape[:2]}
+    torch.testing.assert_close(density.value(draws), statistics["lp"].double(), rtol=1e-9, atol=1e-9)
 
 
 def test_an_error_in_the_density_reaches_the_caller(density, monkeypatch):
