@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 from probmix.errors import DataError, ProgramError
 from probmix.gpytorch_priors import covariance_matrix, sampled, with_values
 from probmix.jitter import with_jitter
+from probmix.pairs import equal_rows, same_kind
 from probmix.process import Process
 from probmix.scale_integral import check_scale_prior
 from probmix.scale_mixture_normal import LowRankScaleMixtureNormal, ScaleMixtureNormal, like
@@ -89,22 +90,12 @@ class AbstractProcessModel(ABC):
         Raises:
             DataError: not finite, of other shapes, or equal rows without noise.
         """
-        y = y if y.is_floating_point() else y.to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
-        x = x if x.is_floating_point() else x.to(y.dtype)
         if x.dim() != 2 or y.dim() not in (1, 2) or len(x) != len(y) or len(y) < 2:
             raise DataError(
                 f"expected rows x of shape (n, d) and observations y of shape (n,) or (n, p), n at least 2, got "
                 f"{tuple(x.shape)} and {tuple(y.shape)}. A single input column is x[:, None]."
             )
-        if x.dtype != y.dtype or x.device != y.device:
-            raise DataError(
-                f"expected x and y of one dtype on one device, got {x.dtype} on {x.device} and {y.dtype} on {y.device}."
-                " Convert one of them, e.g. y.to(x)."
-            )
-        for name, value in (("x", x), ("y", y)):
-            bad = (~value.isfinite()).reshape(len(value), -1).any(-1).nonzero()
-            if len(bad):
-                raise DataError(f"{name}: expected finite numbers, got {value[bad[0, 0]]} in row {int(bad[0, 0])}.")
+        x, y = same_kind(x, y)
         if not bool((y.var(0) > 0).all()):
             raise DataError("y: expected observations that differ, got a constant column. Drop it.")
         if self.inducing is not None and self.inducing.shape[1:] != x.shape[1:]:
@@ -112,10 +103,10 @@ class AbstractProcessModel(ABC):
                 f"inducing: expected rows of shape (r, {x.shape[1]}), as x, got {tuple(self.inducing.shape)}. "
                 "Pass some rows of x, or a grid."
             )
-        if self.noise_var == 0 and len(x.unique(dim=0)) < len(x):
+        if self.noise_var == 0 and (twins := equal_rows(x)):
             raise DataError(
-                f"x: expected rows that differ where there is no noise, got {len(x) - len(x.unique(dim=0))} repeated "
-                "ones. Drop them, or give noise_var a prior."
+                f"x: expected rows that differ where there is no noise, got equal rows {twins[0]} and {twins[1]}. Drop "
+                "one of them, or give noise_var a prior."
             )
         return x, y
 
