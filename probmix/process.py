@@ -117,7 +117,7 @@ class Process:
         A Student-t, a normal, or a mixture of normals at the nodes of a quadrature over s. Large sets of rows are
         dealt with in blocks. Of a Student-t with two degrees of freedom or fewer (2a and one for each observation) the
         variance is infinite, with one or fewer not a number; so is in truth that of a mixture where H has no mean (a
-        half-Cauchy) and there is no observation.
+        half-Cauchy) and there is no observation. `probmix.quantiles.quantile` gives its bands.
 
         Args:
             x: rows ``(m, d)``.

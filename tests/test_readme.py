@@ -14,7 +14,7 @@ from house import ROOT
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SETUP = "pip install -e . -c constraints.txt && python -m probmix demo"
-TEST = 'pip install -e ".[test]" -c constraints.txt && pytest'
+TEST = 'pip install -e ".[test]" -c constraints.txt && pytest -n auto'
 OWN_FILES = ("README.md", "CONTRIBUTING.md")
 
 needs_cli = pytest.mark.skipif(importlib.util.find_spec("probmix.cli") is None, reason="no command line yet")

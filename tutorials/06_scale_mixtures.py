@@ -26,6 +26,7 @@ from probmix.burr import BurrXII
 from probmix.inference import ChEES, infer
 from probmix.models import ScaleMixtureProcess, StudentTProcess
 from probmix.nngp import NNGPKernel
+from probmix.quantiles import quantile
 from probmix.scale_mixture_normal import ScaleMixtureNormal
 
 full = not os.environ.get("PROBMIX_SMOKE")  # the tests set it: few draws and steps, no assert that needs many
@@ -65,22 +66,19 @@ def conditioned(x, y):
 # %% [markdown]
 # A prediction is `loc + std(x) * z`. Both `loc` and `std` come from the kernel and are the same for all three. Only the
 # law of z differs, and it is the *same for all inputs*: standard normal, Student-t, or a mixture of normals. So one
-# number says how wide all bands of a process are. We get it from the density of z at any input.
+# number says how wide all bands of a process are: the quantile of z.
+
 
 # %%
-z = torch.linspace(-60, 60, 24_001)  # so far that nothing is left out
-step = float(z[1] - z[0])
+def band(process, rows=x_new, level=0.95):
+    """Ends of the central interval of an observation at every row."""
+    return quantile(process.predictive(rows), [(1 - level) / 2, (1 + level) / 2])
 
 
-def density_of_z(process, given, row=x_new[:1]):
-    """Density of a new observation in units of the Gaussian process, which is the same at every input."""
-    law, std = process.predictive(row), given["Gaussian"].predictive(row).stddev
-    return (law.log_prob(law.mean + std * z) + std.log()).exp()
-
-
-def reach(process, given, level=0.95):
-    """Half the width of the central interval of z."""
-    return float(z[int((density_of_z(process, given).cumsum(0) * step < (1 + level) / 2).sum())])
+def reach(process, given, rows=x_new):
+    """Half the width of the interval in units of the Gaussian process, at every row."""
+    low, high = band(process, rows)
+    return 0.5 * (high - low) / given["Gaussian"].predictive(rows).stddev
 
 
 fig, axes = plt.subplots(2, 3, figsize=(11, 5), layout="constrained", sharex=True, sharey="row")
@@ -88,10 +86,10 @@ reaches = {}
 for row, height in zip(axes, (1, 4), strict=True):
     given = conditioned(x, height * y)
     for ax, (name, process) in zip(row, given.items(), strict=True):
-        loc, std = process.predictive(x_new).mean, given["Gaussian"].predictive(x_new).stddev
-        reaches[name, height] = reach(process, given)
-        half = reaches[name, height] * std
-        ax.fill_between(x_new[:, 0], loc - half, loc + half, color=colours[name], alpha=0.25, linewidth=0)
+        loc, widths = process.predictive(x_new).mean, reach(process, given)
+        assert torch.allclose(widths, widths[0], rtol=1e-8)  # the same at all inputs
+        reaches[name, height] = float(widths[0])
+        ax.fill_between(x_new[:, 0], *band(process), color=colours[name], alpha=0.25, linewidth=0)
         ax.plot(x_new, loc, color=colours[name])
         ax.plot(x, height * y, "o", color="black", markersize=4)
         ax.set_title(f"{name}: mean ± {reaches[name, height]:.2f} std(x)", fontsize="medium")
@@ -107,11 +105,9 @@ _ = fig.supxlabel("x; line: mean, shaded: central interval of 95 %", fontsize="m
 
 # %%
 given = conditioned(x, y)
-assert abs(reaches["Gaussian", 4] - reaches["Gaussian", 1]) < step
+assert abs(reaches["Gaussian", 4] - reaches["Gaussian", 1]) < 1e-9
 assert reaches["Student-t", 4] > 2 * reaches["Student-t", 1]
 assert reaches["Burr", 4] > 2 * reaches["Burr", 1]
-elsewhere = density_of_z(given["Burr"], given, torch.tensor([[0.7]]))
-assert torch.allclose(density_of_z(given["Burr"], given), elsewhere, rtol=1e-6)
 
 # %% [markdown]
 # ## What is known about s, with few data and with many
@@ -124,6 +120,14 @@ rng = np.random.default_rng(0)
 x_many = torch.as_tensor(rng.uniform(-2, 2, 200))[:, None]
 y_many = torch.sin(1.5 * x_many[:, 0]) + 0.1 * torch.as_tensor(rng.normal(size=200))
 laws = {5: given, 200: conditioned(x_many, y_many)}
+z = torch.linspace(-60, 60, 24_001)  # so far that nothing is left out
+
+
+def density_of_z(process, given, row=x_new[:1]):
+    """Density of a new observation in units of the Gaussian process, which is the same at every input."""
+    law, std = process.predictive(row), given["Gaussian"].predictive(row).stddev
+    return (law.log_prob(law.mean + std * z) + std.log()).exp()
+
 
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
 s = torch.logspace(-2, 2, 801)
@@ -136,7 +140,7 @@ for ax, (name, prior) in zip(axes[:2], priors.items(), strict=True):
         known = models[name].expected_scale(*((x, y) if n == 5 else (x_many, y_many)), {})
         normal = dist.Normal(0.0, known.sqrt())
         density = density_of_z(processes[name], processes)
-        distance = 0.5 * float((density - normal.log_prob(z).exp()).abs().sum()) * step
+        distance = 0.5 * float((density - normal.log_prob(z).exp()).abs().sum() * (z[1] - z[0]))
         far = float(density[(z / known.sqrt() - 4).abs().argmin()].log() - normal.log_prob(4 * known.sqrt()))
         rows.append((name, n, distance, far))
         if n == 5:
@@ -177,7 +181,7 @@ moved = clean.clone()
 moved[16] -= 3.0
 
 before, after = conditioned(x_line, clean), conditioned(x_line, moved)
-widened = reach(after["Student-t"], after) / reach(before["Student-t"], before)
+widened = float(reach(after["Student-t"], after)[0] / reach(before["Student-t"], before)[0])
 same_mean = (after["Student-t"].predictive(x_new).mean - after["Gaussian"].predictive(x_new).mean).abs().max()
 print(
     f"all bands of the Student-t process are {widened:.1f} times as wide; its mean is the Gaussian's: {same_mean:.0e}"
@@ -210,10 +214,8 @@ robust_mean = moved.mean() + (cross @ solved).mean(0)[:, 0]
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
 for ax, values, processes in zip(axes, (clean, moved), (before, after), strict=True):
     for name in ("Student-t", "Gaussian"):
-        loc, half = processes[name].predictive(x_new).mean, reach(processes[name], processes)
-        half = half * processes["Gaussian"].predictive(x_new).stddev
-        ax.fill_between(x_new[:, 0], loc - half, loc + half, color=colours[name], alpha=0.25, linewidth=0, label=name)
-    ax.plot(x_new, loc, color="black", linewidth=1, label="mean of both")
+        ax.fill_between(x_new[:, 0], *band(processes[name]), color=colours[name], alpha=0.25, linewidth=0, label=name)
+    ax.plot(x_new, processes["Gaussian"].predictive(x_new).mean, color="black", linewidth=1, label="mean of both")
     ax.plot(x_line, values, "o", color="black", markersize=3.5)
     ax.set(xlabel="x", xlim=(-3, 3), ylim=(-2.6, 2))
 axes[0].set(ylabel="y", title="25 points")

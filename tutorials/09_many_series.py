@@ -24,6 +24,7 @@ from probmix.datasets import load_faithful
 from probmix.inference import EM, MAP, SVI, ChEES, infer
 from probmix.models import ScaleMixtureNNGP, ScaleMixtureProcess
 from probmix.nngp import NNGPKernel
+from probmix.quantiles import quantile
 from probmix.scale_integral import importance_sample, log_integral, nodes
 from probmix.scale_mixture_normal import ScaleMixtureNormal
 
@@ -285,19 +286,15 @@ held_out.to_frame("nats per eruption held out").round(3)
 
 # %%
 grid = torch.linspace(-2.3, 3.5, 121)[:, None]
-heights_of_y = torch.linspace(-4, 4, 801)
 laws_on_grid = {
     "Gaussian, MAP": plain.predictive(grid, plain_sites, x_train, y_train),
     "Student-t, ChEES": model.predictive(grid, fits["ChEES"].sample(200, seed=0), x_train, y_train),
 }
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
 for ax, (name, law) in zip(axes, laws_on_grid.items(), strict=True):
-    chance = torch.stack([law.log_prob(height.expand(len(grid))).exp() for height in heights_of_y]).cumsum(0)
-    chance = chance * 0.01
     colour = colours[name.split(",")[0]]
     for level, shade in ((0.99, 0.15), (0.9, 0.25), (0.5, 0.35)):
-        inside = (chance > (1 - level) / 2) & (chance < (1 + level) / 2)
-        low, high = (heights_of_y[edge] for edge in (inside.int().argmax(0), 800 - inside.flip(0).int().argmax(0)))
+        low, high = quantile(law, [(1 - level) / 2, (1 + level) / 2])
         ax.fill_between(grid[:, 0], low, high, color=colour, alpha=shade, linewidth=0)
     ax.plot(x_test, y_test, ".", color="0.4", markersize=3, label="held out")
     ax.plot(x_train, y_train, "o", color="black", markersize=3.5, label="the 40 of the fit")
