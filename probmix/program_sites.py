@@ -20,6 +20,7 @@ from probmix.typing import Program, Sites
 __all__ = [
     "LatentSite",
     "is_data",
+    "is_factor",
     "latent_sites",
     "nodes_of",
     "plate_dims",
@@ -139,7 +140,19 @@ def is_data(site: Any) -> bool:
         >>> [name for name, site in sample_sites(trace).items() if is_data(site)]
         ['x']
     """
-    return site["is_observed"] and not isinstance(site["fn"], Unit)
+    return site["is_observed"] and not is_factor(site)
+
+
+def is_factor(site: Any) -> bool:
+    """Tell ``pyro.factor``, which has no value, from what is drawn or observed.
+
+    Example:
+        >>> import pyro
+        >>> trace = poutine.trace(lambda: pyro.factor("known", torch.tensor(-1.0))).get_trace()
+        >>> is_factor(trace.nodes["known"])
+        True
+    """
+    return isinstance(site["fn"], Unit)
 
 
 def refuse_unsupported(trace: poutine.Trace, params: Sites) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -13,7 +14,7 @@ from probmix.arguments import Arguments
 from probmix.batching import batched
 from probmix.isolation import unvalidated
 from probmix.lenient import Lenient
-from probmix.program_sites import sample_sites
+from probmix.program_sites import is_factor, sample_sites
 from probmix.typing import Program, Sites
 
 __all__ = ["simulate", "trace_sites"]
@@ -48,7 +49,7 @@ def simulate(
     def replicate(latents: Sites) -> Sites:
         forward = poutine.condition(poutine.uncondition(program), latents)
         nodes = sample_sites(poutine.trace(forward).get_trace(*arguments.args, **(arguments.kwargs or {})))
-        return {name: node["value"] for name, node in nodes.items() if node["infer"].get("was_observed")}
+        return {name: node["value"] for name, node in nodes.items() if _was_data(node)}
 
     numbers = max((tensor.numel() for tensor in arguments.tensors), default=1)
     return _attempt(replicate, dict(sites), depths, chunk=max(1, _LARGEST_TABLE // numbers))
@@ -70,7 +71,8 @@ def trace_sites(function: Callable[[], object], num: int, *, condition_on_data: 
     free = function if condition_on_data else poutine.uncondition(function)
 
     def run(_: Sites) -> Sites:
-        return {name: node["value"] for name, node in sample_sites(poutine.trace(free).get_trace()).items()}
+        nodes = sample_sites(poutine.trace(free).get_trace())
+        return {name: node["value"] for name, node in nodes.items() if not is_factor(node)}
 
     return _attempt(run, {"index": torch.zeros(num)}, {"index": 0})
 
@@ -90,6 +92,10 @@ def _attempt(
             return batched(function, inputs, depths=depths, randomness="different", chunk=chunk)
         except (RuntimeError, ValueError):
             return batched(function, inputs, depths=depths, vectorise=False)
+
+
+def _was_data(node: Any) -> bool:
+    return node["infer"].get("was_observed", False) and not is_factor(node)
 
 
 def _device(inputs: Sites) -> torch.device:

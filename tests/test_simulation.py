@@ -59,3 +59,16 @@ def test_control_flow_runs_one_by_one():
     x = simulate(branching, DATA, {"a": torch.tensor([-1.0, 1.0])}, depths={"a": 0})["x"]
     assert (x[0] < 0).all()
     assert (x[1] > 0).all()
+
+
+def test_a_factor_is_not_data():
+    """It has no value: it would be an empty variable among the draws."""
+
+    def bounded(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.factor("less", -a.square())
+        with pyro.plate("row", len(x)):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    assert set(trace_sites(lambda: DATA.call(bounded), 5)) == {"a", "x"}
+    assert set(simulate(bounded, DATA, {"a": torch.zeros(3)}, depths={"a": 0})) == {"x"}
