@@ -422,7 +422,7 @@ class _Rectified(_Elementwise):
     def forward(k: Tensor, q1: Tensor, q2: Tensor, norm: float) -> tuple[Tensor, Tensor]:
         c = _correlation(k, q1, q2).clamp(-1.0, 1.0)
         angle = c.asin().add_(math.pi / 2)
-        sine = torch.addcmul(c.new_ones(()), c, c, value=-1).rsqrt_().reciprocal_()  # half the time of sqrt_
+        sine = torch.addcmul(c.new_ones(()), c, c, value=-1).sqrt_()
         return torch.addcmul(sine, angle, c).mul_(norm * q1.sqrt()).mul_(q2.sqrt()), angle
 
     @staticmethod
