@@ -5,7 +5,7 @@ The kernel of Lee, Yun, Yang and Lee (2022): four hidden ReLU layers. Three prio
 standardised by the training rows; hyperparameters by maximum a posteriori under weak priors, the two mixtures from the
 optimum of the Gaussian process. Sets of more than 5,000 training rows go through 300 inducing points.
 
-    python benchmarks/uci.py --data FOLDER [--quick] [--sets boston yacht] [--splits 5] [--few 20] [--save]
+    python benchmarks/uci.py --data FOLDER [--quick] [--sets boston yacht] [--splits 5] [--few 20] [--jobs 2] [--save]
 
 FOLDER (or PROBMIX_DATA) holds ``uci/UCI_Datasets/<set>/data`` with the standard 90/10 splits. The negative
 log-likelihood is per test row in the units of the observations, mean and standard error over splits; columns of
@@ -21,6 +21,9 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -191,6 +194,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", choices=[*FOLDERS, *SYNTHETIC], default=[*FOLDERS, *SYNTHETIC])
     parser.add_argument("--splits", type=int, help="of each set; by default fewer for larger sets")
     parser.add_argument("--few", type=int, default=20, help="training rows of the second table; 0: no second table")
+    parser.add_argument("--jobs", type=int, default=1, help="sets at a time, each in a process of its own")
     parser.add_argument("--save", action="store_true", help="also write benchmarks/results/uci.txt")
     return parser.parse_args()
 
@@ -200,6 +204,20 @@ def chosen_splits(name: str, options: argparse.Namespace) -> list[Split]:
     splits = list(splits_of(name, Path(options.data)))
     most = next(number for rows, number in SPLITS.items() if len(splits[0].y) <= rows)
     return splits[: 2 if options.quick else options.splits or most]
+
+
+def measured(name: str, options: argparse.Namespace) -> tuple[str, str | None, list[str]]:
+    """Return the lines of one set in both tables, and its claims."""
+    splits, few = chosen_splits(name, options), None
+    with threadpool_limits(1):
+        text, claims = row(name, splits, scores(splits))
+        print(text, flush=True, file=sys.stderr)
+        if options.few and len(splits[0].y) > options.few:
+            every = list(splits_of(name, Path(options.data)))[: 2 if options.quick else 20]
+            short = [shortened(split, options.few) for split in every]
+            few, more = row(name, short, scores(short))
+            claims += more
+    return text, few, claims
 
 
 def main() -> None:
@@ -213,22 +231,12 @@ def main() -> None:
         f"{'set':10s} {'rows':>6s} {'col':>3s} {'spl':>3s}  {'NLL GP':>16s}  {'Student-t':>16s}  {'less GP':>16s}  "
         f"{'Burr':>16s}  {'less GP':>16s}  {'RMSE GP':>8s} {'t':>8s}"
     )
-    table, few, lines = [header], [header], []
-    for name in sets:
-        splits = chosen_splits(name, options)
-        with threadpool_limits(1):
-            text, claims = row(name, splits, scores(splits))
-        print(text, flush=True, file=sys.stderr)
-        table, lines = [*table, text], [*lines, *claims]
-        if options.few and len(splits[0].y) > options.few:
-            every = list(splits_of(name, Path(options.data)))[: 2 if options.quick else 20]
-            short = [shortened(split, options.few) for split in every]
-            text, claims = row(name, short, scores(short))
-            few, lines = [*few, text], [*lines, *claims]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        table, few, claims = zip(*pool.map(partial(measured, options=options), sets), strict=True)
     same = f"largest_difference_from_pyros_distributions={check_same(chosen_splits(sets[0], options)):.1e}"
-    report = "\n".join(
-        [f"torch {torch.__version__}", *table, "", f"{options.few} training rows", *few, "", *lines, same]
-    )
+    few_rows = [f"{options.few} training rows", header, *filter(None, few), ""] if any(few) else []
+    lines = [line for of_set in claims for line in of_set]
+    report = "\n".join([f"torch {torch.__version__}", header, *table, "", *few_rows, *lines, same])
     print(report)
     if options.save:
         (Path(__file__).parent / "results" / "uci.txt").write_text(report + "\n", encoding="utf-8")

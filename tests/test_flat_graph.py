@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -46,6 +48,22 @@ def test_a_branch_on_a_constant_is_decided_while_tracing():
 def test_a_branch_on_an_input_cannot_be_traced():
     with pytest.raises(RuntimeError, match="data-dependent"):
         FlatGraph.trace(lambda z: z if z.sum() > 0 else -z, Z, ())
+
+
+def test_tracing_keeps_no_tensor_of_the_function():
+    """Else it needs as much memory as all operations together; at the end nothing tells."""
+    gone = []
+
+    def forgetful(z: Tensor, x: Tensor) -> Tensor:
+        large = z[:, :1] * x
+        reference = weakref.ref(large)
+        result = large.sum(-1)
+        del large
+        gone.append(reference() is None)
+        return result
+
+    FlatGraph.trace(forgetful, Z, (X,))
+    assert gone == [True]
 
 
 def test_a_wrong_rewriting_is_not_used(monkeypatch):
