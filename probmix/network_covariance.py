@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vjp
 
 from probmix.dual_activations import AbstractActivation
 
@@ -92,7 +93,7 @@ def covariance(
     """
     q1 = _variances(x1, weight_var, bias_var, limit)
     q2 = q1 if symmetric else _variances(x2, weight_var, bias_var, limit)
-    return _Covariance.apply(x1, x2, q1, q2, weight_var, bias_var, limit, symmetric)
+    return _Covariance.apply(x1, x2, q1, q2, weight_var, bias_var, _number_of(limit), symmetric)
 
 
 def variance(x1: Tensor, x2: Tensor, weight_var: Tensor, bias_var: Tensor, limit: WideLimit) -> Tensor:
@@ -155,53 +156,151 @@ def _variances(x: Tensor, weight_var: Tensor, bias_var: Tensor, limit: WideLimit
     return torch.stack(limit.variances(first, weight_var, bias_var)[:-1], -2)
 
 
+# To whoever traces, each direction is one operation: the tiles of a large matrix would be thousands of nodes of a graph
+# and take minutes. Operations take tensors and numbers, so an architecture goes by its number.
+
+_LIMITS: list[WideLimit] = []
+
+
+def _number_of(limit: WideLimit) -> int:
+    if limit not in _LIMITS:
+        _LIMITS.append(limit)
+    return _LIMITS.index(limit)
+
+
+@torch.library.custom_op("probmix::wide_covariance", mutates_args=())
+def _forwards(
+    x1: Tensor, x2: Tensor, q1: Tensor, q2: Tensor, weight_var: Tensor, bias_var: Tensor, limit: int, symmetric: bool
+) -> Tensor:
+    with torch.no_grad():
+        return _values(x1, x2, q1, q2, weight_var, bias_var, limit, symmetric)
+
+
+@torch.library.custom_op("probmix::wide_covariance_gradient", mutates_args=())
+def _backwards(
+    gradient: Tensor, x1: Tensor, x2: Tensor, q1: Tensor, q2: Tensor, weight_var: Tensor, bias_var: Tensor,
+    limit: int, symmetric: bool, by_rows: bool,
+) -> list[Tensor]:  # fmt: skip
+    with torch.no_grad():
+        return _gradients(gradient, x1, x2, q1, q2, weight_var, bias_var, limit, symmetric, by_rows)
+
+
+@_forwards.register_fake
+def _empty_output(x1: Tensor, x2: Tensor, *others: Any) -> Tensor:
+    batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in (x1, x2, *others[:4])))
+    return x1.new_empty((*batch, x1.shape[-2], x2.shape[-2]))
+
+
+@_backwards.register_fake
+def _empty_gradients(gradient: Tensor, *others: Any) -> list[Tensor]:
+    *tensors, _, _, by_rows = others
+    return [tensor.new_empty(tensor.shape) for tensor in tensors[0 if by_rows else 2 :]]
+
+
+@_forwards.register_vmap
+def _forwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+    return _forwards(*_batch_first(info, axes, inputs[:6]), *inputs[6:]), 0
+
+
+@_backwards.register_vmap
+def _backwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[list[Tensor], list[int]]:
+    found = _backwards(*_batch_first(info, axes, inputs[:7]), *inputs[7:])
+    shapes = [
+        tensor.shape if axis is None else tensor.select(axis, 0).shape
+        for tensor, axis in zip(inputs[:7], axes, strict=False)
+    ][-len(found) :]
+    found = [value.reshape(info.batch_size, *shape) for value, shape in zip(found, shapes, strict=True)]
+    return found, [0] * len(found)
+
+
+def _batch_first(info: Any, axes: tuple[int | None, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors with the axis of a vmap as their first, and with as many axes as each other."""
+    first = [
+        tensor.expand(info.batch_size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
+        for tensor, axis in zip(tensors, axes, strict=False)
+    ]
+    most = max(tensor.dim() for tensor in first)
+    return [tensor.reshape(len(tensor), *[1] * (most - tensor.dim()), *tensor.shape[1:]) for tensor in first]
+
+
 class _Covariance(torch.autograd.Function):
-    """The covariance made of tiles; its gradient, too: each tile is run once more, forwards and backwards."""
+    """The covariance, which keeps nothing but its inputs for the gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        x1: Tensor, x2: Tensor, q1: Tensor, q2: Tensor, weight_var: Tensor, bias_var: Tensor,
-        limit: WideLimit, symmetric: bool,
-    ) -> Tensor:  # fmt: skip
-        out: Tensor | None = None
-        for rows, columns in _tiles(x1, x2, q1, symmetric):
-            k = _first_layer(x1[..., rows, :] @ x2[..., columns, :].mT, x1, weight_var, bias_var)
-            for layer in range(1, limit.depth + 1):
-                dual = limit.activation.dual(k, *_at(layer, q1, rows, q2, columns))
-                k = limit.after(layer, k, dual, weight_var, bias_var)
-            if out is None:
-                out = k.new_empty((*k.shape[:-2], x1.shape[-2], x2.shape[-2]))
-            out[..., rows, columns] = k
-            if symmetric and rows != columns:
-                out[..., columns, rows] = k.mT
-        assert out is not None
-        return out
+    def forward(*inputs: Any) -> Tensor:
+        return _forwards(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:6])
-        ctx.limit, ctx.symmetric = inputs[6:]
+        ctx.settings = inputs[6:]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x1, x2, q1, q2, weight_var, bias_var = tensors = ctx.saved_tensors
-        found: list[dict[int, Tensor]] = [{} for _ in tensors]  # of each input: start of a block -> its gradient
-        for rows, columns in _tiles(x1, x2, q1, ctx.symmetric):
-            of_tile = gradient[..., rows, columns]
-            if ctx.symmetric and rows != columns:
-                of_tile = of_tile + gradient[..., columns, rows].mT
-            inputs = x1[..., rows, :], x2[..., columns, :], q1[..., rows], q2[..., columns], weight_var, bias_var
-            by_products, *parts = _pull(of_tile, *inputs, ctx.limit)
-            if any(ctx.needs_input_grad[:2]):
-                parts = [by_products @ inputs[1], by_products.mT @ inputs[0], *parts]
-            starts = [rows.start, columns.start, rows.start, columns.start, 0, 0]
-            for sums, start, part in zip(found[-len(parts) :], starts[-len(parts) :], parts, strict=True):
-                sums[start] = sums[start] + part if start in sums else part
-        axes = (-2, -2, -1, -1, -1, -1)
-        whole = [torch.cat(list(sums.values()), axis) if sums else None for sums, axis in zip(found, axes, strict=True)]
-        return *(w if w is None else w.sum_to_size(t.shape) for w, t in zip(whole, tensors, strict=True)), None, None
+        by_rows = any(ctx.needs_input_grad[:2])
+        found = _Gradient.apply(gradient, *ctx.saved_tensors, *ctx.settings, by_rows)
+        return *(() if by_rows else (None, None)), *found, None, None
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient, which has one itself: that of its tiles as they are written."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return tuple(_backwards(*inputs))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:7])
+        ctx.settings = inputs[7:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pull = vjp(lambda *tensors: tuple(_gradients(*tensors, *ctx.settings)), *ctx.saved_tensors)[1]
+        return *pull(gradients), None, None, None
+
+
+def _values(
+    x1: Tensor, x2: Tensor, q1: Tensor, q2: Tensor, weight_var: Tensor, bias_var: Tensor, limit: int, symmetric: bool
+) -> Tensor:
+    """Return the covariance, tile by tile."""
+    network, out = _LIMITS[limit], _empty_output(x1, x2, q1, q2, weight_var, bias_var)
+    for rows, columns in _tiles(x1, x2, q1, symmetric):
+        k = _first_layer(x1[..., rows, :] @ x2[..., columns, :].mT, x1, weight_var, bias_var)
+        for layer in range(1, network.depth + 1):
+            dual = network.activation.dual(k, *_at(layer, q1, rows, q2, columns))
+            k = network.after(layer, k, dual, weight_var, bias_var)
+        out[..., rows, columns] = k
+        if symmetric and rows != columns:
+            out[..., columns, rows] = k.mT
+    return out
+
+
+def _gradients(
+    gradient: Tensor, x1: Tensor, x2: Tensor, q1: Tensor, q2: Tensor, weight_var: Tensor, bias_var: Tensor,
+    limit: int, symmetric: bool, by_rows: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Return the gradients by all tensors, or all but the rows; each tile is run once more, forwards and backwards."""
+    first = 0 if by_rows else 2
+    tensors, axes = (x1, x2, q1, q2, weight_var, bias_var)[first:], (-2, -2, -1, -1, -1, -1)[first:]
+    found: list[dict[int, Tensor]] = [{} for _ in tensors]  # of each input: start of a block -> its gradient
+    for rows, columns in _tiles(x1, x2, q1, symmetric):
+        of_tile = gradient[..., rows, columns]
+        if symmetric and rows != columns:
+            of_tile = of_tile + gradient[..., columns, rows].mT
+        inputs = x1[..., rows, :], x2[..., columns, :], q1[..., rows], q2[..., columns], weight_var, bias_var
+        by_products, *parts = _pull(of_tile, *inputs, _LIMITS[limit])
+        if by_rows:
+            parts = [by_products @ inputs[1], by_products.mT @ inputs[0], *parts]
+        starts = rows.start, columns.start, rows.start, columns.start, 0, 0
+        for sums, start, part in zip(found, starts[first:], parts, strict=True):
+            sums[start] = sums[start] + part if start in sums else part
+    whole = [torch.cat(list(sums.values()), axis) for sums, axis in zip(found, axes, strict=True)]
+    return [value.sum_to_size(tensor.shape) for value, tensor in zip(whole, tensors, strict=True)]
 
 
 def _pull(

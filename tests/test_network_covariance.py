@@ -249,6 +249,33 @@ def test_hessians_by_torch_func(tiles):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+# --- graphs ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_direction_is_one_node_of_a_graph(tiles):
+    """However many tiles there are; here two covariances, and gradients of a batch, as the inference layer's."""
+    tiles(2)
+    x, weight_vars = rows_of(9, 2), torch.tensor([0.5, 1.7, 3.0], dtype=torch.float64)[:, None, None]
+    function = vmap(grad(lambda weight_var: total(x, weight_var, BIAS_VAR)))
+    graph = make_fx(function)(weight_vars)
+    ours = [str(node.target) for node in graph.graph.nodes if "probmix" in str(node.target)]
+    assert ours == [f"probmix.{name}.default" for name in 2 * ["wide_covariance"] + 2 * ["wide_covariance_gradient"]]
+    torch.testing.assert_close(graph(weight_vars), function(weight_vars), rtol=1e-14, atol=0)
+    one_by_one = torch.stack([grad(lambda w: total(x, w, BIAS_VAR))(w) for w in weight_vars])
+    torch.testing.assert_close(graph(weight_vars), one_by_one, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_the_operations_are_what_they_say(by_rows):
+    """Torch's own checks of custom operations: schemas, and shapes foretold without numbers."""
+    limit, x = WideLimit(activation_of("relu"), 2), rows_of(6, 3, 2)
+    q = network_covariance._variances(x, WEIGHT_VAR, BIAS_VAR, limit)
+    inputs = x, x, q, q, WEIGHT_VAR, BIAS_VAR, network_covariance._number_of(limit), True
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(network_covariance._forwards, inputs, test_utils=checks)
+    torch.library.opcheck(network_covariance._backwards, (rows_of(6, 6, 2), *inputs, by_rows), test_utils=checks)
+
+
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
@@ -271,13 +298,14 @@ def test_nothing_of_the_size_of_the_matrix_is_made_but_the_matrix(tiles):
     """The control: the tangent kernel, which is made in one piece."""
     tiles(10)
     limit, x = WideLimit(activation_of("relu"), 12), rows_of(50)
+    q = network_covariance._variances(x, WEIGHT_VAR, BIAS_VAR, limit)
+    inputs = x, x, q, q, WEIGHT_VAR, BIAS_VAR, network_covariance._number_of(limit), True
     with Sizes() as made:
-        out = covariance(x, x, *hyperparameters(), limit, symmetric=True)
+        out = network_covariance._values(*inputs)
     assert [size for size in made.found if size > 12 * 50] == [50 * 50]
-    gradient = torch.ones_like(out)
     with Sizes() as made:
-        out.backward(gradient)
-    assert [size for size in made.found if size > 12 * 50] == []
+        network_covariance._gradients(torch.ones_like(out), *inputs, True)
+    assert [size for size in made.found if size > 12 * 50] == [50 * 50]  # that of the ones
     with Sizes() as made:
         tangent(x, x, *hyperparameters(), limit)
     assert sum(size == 50 * 50 for size in made.found) > 12
