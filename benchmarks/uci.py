@@ -171,9 +171,9 @@ def row(name: str, splits: list[Split], found: dict[str, list[Score]]) -> tuple[
     return f"{name:10s} {n:6d} {d:3d} {len(splits):3d}  " + "  ".join(cells) + f"  {rmse}", lines
 
 
-def check_same(splits: list[Split]) -> float:
+def check_same(split: Split) -> float:
     """Return the largest difference of our log joint densities from Pyro's distributions, on a few rows."""
-    x, y = splits[0].x[:50], splits[0].y[:50]
+    x, y = split.x[:50], split.y[:50]
     worst = 0.0
     for name in ("GP", "Student-t"):
         model = ScaleMixtureNNGP(depth=DEPTH, scale_prior=PRIORS[name])
@@ -199,22 +199,21 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen_splits(name: str, options: argparse.Namespace) -> list[Split]:
-    """Return as many splits as the set and the options allow."""
-    splits = list(splits_of(name, Path(options.data)))
+def chosen_splits(splits: list[Split], options: argparse.Namespace) -> list[Split]:
+    """Return as many splits as their size and the options allow."""
     most = next(number for rows, number in SPLITS.items() if len(splits[0].y) <= rows)
     return splits[: 2 if options.quick else options.splits or most]
 
 
 def measured(name: str, options: argparse.Namespace) -> tuple[str, str | None, list[str]]:
     """Return the lines of one set in both tables, and its claims."""
-    splits, few = chosen_splits(name, options), None
+    every, few = list(splits_of(name, Path(options.data))), None
+    splits = chosen_splits(every, options)
     with threadpool_limits(1):
         text, claims = row(name, splits, scores(splits))
         print(text, flush=True, file=sys.stderr)
         if options.few and len(splits[0].y) > options.few:
-            every = list(splits_of(name, Path(options.data)))[: 2 if options.quick else 20]
-            short = [shortened(split, options.few) for split in every]
+            short = [shortened(split, options.few) for split in every[: 2 if options.quick else 20]]
             few, more = row(name, short, scores(short))
             claims += more
     return text, few, claims
@@ -233,7 +232,7 @@ def main() -> None:
     )
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         table, few, claims = zip(*pool.map(partial(measured, options=options), sets), strict=True)
-    same = f"largest_difference_from_pyros_distributions={check_same(chosen_splits(sets[0], options)):.1e}"
+    same = f"largest_difference_from_pyros_distributions={check_same(next(splits_of(sets[0], Path(options.data)))):.1e}"
     few_rows = [f"{options.few} training rows", header, *filter(None, few), ""] if any(few) else []
     lines = [line for of_set in claims for line in of_set]
     report = "\n".join([f"torch {torch.__version__}", header, *table, "", *few_rows, *lines, same])

@@ -75,9 +75,13 @@ class Bridge:
         if self.closed:
             return
         self.done[chain] += 1
-        if self.done[chain] == self.total:
+        if self.has_ended(chain):
             self._left.add(chain)
             self._arrive()
+
+    def has_ended(self, chain: int) -> bool:
+        """Tell whether a chain has made all its draws."""
+        return self.done[chain] == self.total
 
     def _arrive(self) -> None:
         if next(self._arrivals) == len(self._running):
@@ -164,12 +168,12 @@ class NutpieRun:
         return self._kept
 
     def _trace(self, chain: int) -> Any:
-        sampler, ended = self._samplers[chain], self._bridge.done[chain] == self._bridge.total
-        return (sampler.wait() if ended else sampler.abort()).get_arrow_trace()
+        sampler = self._samplers[chain]
+        return (sampler.wait() if self._bridge.has_ended(chain) else sampler.abort()).get_arrow_trace()
 
     def _look_for_the_dead(self) -> None:
         for chain, sampler in enumerate(self._samplers):
-            if self._bridge.done[chain] == self._bridge.total:
+            if self._bridge.has_ended(chain):
                 continue
             with suppress(TimeoutError):
                 self._end_of(chain, sampler)

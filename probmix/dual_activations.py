@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class AbstractActivation(ABC):
 
     #: Whether the nonlinearity has a derivative; a jump has not, so its networks have no tangent kernel.
     has_derivative = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return itself: it is a value, which copies of a kernel share, and with it the graphs of their programs."""
+        return self
 
     @abstractmethod
     def __call__(self, u: Tensor) -> Tensor:

@@ -160,12 +160,16 @@ def _variances(x: Tensor, weight_var: Tensor, bias_var: Tensor, limit: WideLimit
 # and take minutes. Operations take tensors and numbers, so an architecture goes by its number.
 
 _LIMITS: list[WideLimit] = []
+_NUMBERS: dict[tuple[int, int, bool, bool], int] = {}
 
 
 def _number_of(limit: WideLimit) -> int:
-    if limit not in _LIMITS:
+    """Return the number of an architecture; two activations of a class may compare equal, and yet differ."""
+    key = id(limit.activation), limit.depth, limit.residual, limit.readout
+    if key not in _NUMBERS:
+        _NUMBERS[key] = len(_LIMITS)
         _LIMITS.append(limit)
-    return _LIMITS.index(limit)
+    return _NUMBERS[key]
 
 
 @torch.library.custom_op("probmix::wide_covariance", mutates_args=())

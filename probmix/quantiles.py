@@ -44,7 +44,7 @@ def quantile(law: Distribution, q: float | Sequence[float] | Tensor) -> Tensor:
         tensor([[ 0.0000, 10.0000],
                 [ 5.5529, 15.5529]])
     """
-    like = law.mean if not isinstance(law, StudentT) else law.loc
+    like = law.mean
     levels = torch.as_tensor(q, dtype=like.dtype, device=like.device)
     if law.event_shape:
         raise DataError(

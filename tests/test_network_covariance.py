@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from probmix import network_covariance
-from probmix.dual_activations import activation_of
+from probmix.dual_activations import Erf, activation_of
 from probmix.network_covariance import WideLimit, covariance, tangent_covariance, variance
 
 SMOOTH = ("erf", "gelu", "sin", "cos")
@@ -263,6 +264,28 @@ def test_each_direction_is_one_node_of_a_graph(tiles):
     torch.testing.assert_close(graph(weight_vars), function(weight_vars), rtol=1e-14, atol=0)
     one_by_one = torch.stack([grad(lambda w: total(x, w, BIAS_VAR))(w) for w in weight_vars])
     torch.testing.assert_close(graph(weight_vars), one_by_one, rtol=1e-12, atol=0)
+
+
+class Loud(Erf):
+    """Two of them compare equal, as Erf is a dataclass without fields."""
+
+    def __init__(self, gain: float) -> None:
+        object.__setattr__(self, "gain", gain)
+
+    def dual(self, k: Tensor, q1: Tensor, q2: Tensor) -> Tensor:
+        return self.gain**2 * super().dual(k, q1, q2)
+
+
+def test_activations_that_compare_equal_are_told_apart():
+    low, high = (covariance(X, X.clone(), WEIGHT_VAR, BIAS_VAR, WideLimit(Loud(g), 1, readout=False)) for g in (1, 2))
+    torch.testing.assert_close(high, 4 * low, rtol=1e-14, atol=0)
+
+
+def test_copies_of_an_architecture_share_their_graphs():
+    limit = WideLimit(activation_of("relu"), 2)
+    number = network_covariance._number_of
+    assert number(copy.deepcopy(limit)) == number(replace(limit)) == number(limit)
+    assert number(replace(limit, residual=True)) != number(limit)
 
 
 @pytest.mark.parametrize("by_rows", [True, False])
