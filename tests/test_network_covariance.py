@@ -288,6 +288,19 @@ def test_copies_of_an_architecture_share_their_graphs():
     assert number(replace(limit, residual=True)) != number(limit)
 
 
+def test_vmap_over_one_input_where_another_has_a_batch():
+    """Values and gradients are those of a loop: the two axes do not meet, though both have length 3."""
+    limit, x = WideLimit(activation_of("erf"), 2), rows_of(4, 3, 3)
+    weight_vars = torch.tensor([0.5, 1.7, 3.0], dtype=torch.float64)[:, None, None]
+
+    def squares(x: Tensor, weight_var: Tensor) -> Tensor:
+        return covariance(x, x, weight_var, BIAS_VAR, limit, symmetric=True).square().sum()
+
+    for function in (lambda x, w: covariance(x, x, w, BIAS_VAR, limit), grad(squares), grad(squares, 1)):
+        found = vmap(function, (None, 0))(x, weight_vars)
+        torch.testing.assert_close(found, torch.stack([function(x, w) for w in weight_vars]), rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("by_rows", [True, False])
 def test_the_operations_are_what_they_say(by_rows):
     """Torch's own checks of custom operations: schemas, and shapes foretold without numbers."""
