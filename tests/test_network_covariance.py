@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -299,6 +300,10 @@ def test_vmap_over_one_input_where_another_has_a_batch():
     for function in (lambda x, w: covariance(x, x, w, BIAS_VAR, limit), grad(squares), grad(squares, 1)):
         found = vmap(function, (None, 0))(x, weight_vars)
         torch.testing.assert_close(found, torch.stack([function(x, w) for w in weight_vars]), rtol=1e-12, atol=1e-14)
+    q, number = network_covariance._variances(x, WEIGHT_VAR, BIAS_VAR, limit), network_covariance._number_of(limit)
+    pull = partial(network_covariance._backwards, rows_of(4, 4, 3), x, x, q, q)
+    parts = vmap(lambda weight_var: tuple(pull(weight_var, BIAS_VAR, number, False, True)))(weight_vars)
+    assert [part.shape for part in parts] == [(3, *t.shape) for t in (x, x, q, q, WEIGHT_VAR, BIAS_VAR)]
 
 
 @pytest.mark.parametrize("by_rows", [True, False])
