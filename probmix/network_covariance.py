@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import torch
@@ -12,11 +11,9 @@ from torch import Tensor
 from torch.func import vjp
 
 from probmix.dual_activations import AbstractActivation
+from probmix.tiles import batch_first, tiles
 
 __all__ = ["WideLimit", "covariance", "tangent_covariance", "variance"]
-
-_TILE = 2**16  # numbers in a tile: half a megabyte in float64, which stays in the cache through all layers
-_LEAST_SIDE = 32  # of a tile, however large the batch: below, calls cost more than numbers
 
 
 @dataclass(frozen=True)
@@ -203,28 +200,18 @@ def _empty_gradients(gradient: Tensor, *others: Any) -> list[Tensor]:
 
 @_forwards.register_vmap
 def _forwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-    return _forwards(*_batch_first(info, axes, inputs[:6]), *inputs[6:]), 0
+    return _forwards(*batch_first(info, axes, inputs[:6]), *inputs[6:]), 0
 
 
 @_backwards.register_vmap
 def _backwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[list[Tensor], list[int]]:
-    found = _backwards(*_batch_first(info, axes, inputs[:7]), *inputs[7:])
+    found = _backwards(*batch_first(info, axes, inputs[:7]), *inputs[7:])
     shapes = [
         tensor.shape if axis is None else tensor.select(axis, 0).shape
         for tensor, axis in zip(inputs[:7], axes, strict=False)
     ][-len(found) :]
     found = [value.reshape(info.batch_size, *shape) for value, shape in zip(found, shapes, strict=True)]
     return found, [0] * len(found)
-
-
-def _batch_first(info: Any, axes: tuple[int | None, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return tensors with the axis of a vmap as their first, and with as many axes as each other."""
-    first = [
-        tensor.expand(info.batch_size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
-        for tensor, axis in zip(tensors, axes, strict=False)
-    ]
-    most = max(tensor.dim() for tensor in first)
-    return [tensor.reshape(len(tensor), *[1] * (most - tensor.dim()), *tensor.shape[1:]) for tensor in first]
 
 
 class _Covariance(torch.autograd.Function):
@@ -349,14 +336,4 @@ def _at(layer: int, q1: Tensor, rows: slice, q2: Tensor, columns: slice) -> tupl
 
 
 def _tiles(x1: Tensor, x2: Tensor, q1: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice]]:
-    side = max(_LEAST_SIDE, int((_TILE / max(1, q1.shape[:-2].numel())) ** 0.5))
-    for rows in _blocks(x1.shape[-2], side):
-        for columns in _blocks(x2.shape[-2], side):
-            if not symmetric or columns.start <= rows.start:
-                yield rows, columns
-
-
-def _blocks(num: int, most: int) -> list[slice]:
-    """Cut a length into equal parts, but for the last; nothing is one part."""
-    size = max(1, ceil(num / max(1, ceil(num / most))))
-    return [slice(start, min(start + size, num)) for start in range(0, max(1, num), size)]
+    return tiles(x1.shape[-2], x2.shape[-2], q1.shape[:-2].numel(), symmetric=symmetric)

@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 from gpytorch.constraints import Positive
-from gpytorch.kernels import Kernel
 from gpytorch.priors import Prior
-from torch import Tensor, nn
+from torch import Tensor
 
 from probmix.dual_activations import ActivationName, activation_of
 from probmix.errors import DataError, ProgramError
+from probmix.kernel_parameters import AbstractKernel, Constrained
 from probmix.network_covariance import WideLimit, covariance, tangent_covariance, variance
 
 __all__ = ["AbstractNetworkKernel", "NNGPKernel", "NTKKernel"]
 
 
-class AbstractNetworkKernel(Kernel):
+class AbstractNetworkKernel(AbstractKernel):
     """A kernel with the two hyperparameters of a wide network: the variances of its weights and of its biases.
 
     Args:
@@ -33,7 +33,7 @@ class AbstractNetworkKernel(Kernel):
         ProgramError: a setting is out of its range.
     """
 
-    has_lengthscale = False
+    weight_var = Constrained("Variance of the weights, ``(*batch_shape, 1, 1)``.")
 
     def __init__(
         self,
@@ -56,15 +56,6 @@ class AbstractNetworkKernel(Kernel):
             raise ProgramError("bias_var_prior: expected a positive bias_var beside it, got 0. Give a first value.")
 
     @property
-    def weight_var(self) -> Tensor:
-        """Variance of the weights, ``(*batch_shape, 1, 1)``."""
-        return self.raw_weight_var_constraint.transform(self.raw_weight_var)
-
-    @weight_var.setter
-    def weight_var(self, value: Tensor | float) -> None:
-        self._set("weight_var", value)
-
-    @property
     def bias_var(self) -> Tensor:
         """Variance of the biases, ``(*batch_shape, 1, 1)``."""
         if not hasattr(self, "raw_bias_var"):
@@ -75,21 +66,12 @@ class AbstractNetworkKernel(Kernel):
     def bias_var(self, value: Tensor | float) -> None:
         if not hasattr(self, "raw_bias_var"):
             raise ProgramError("bias_var: expected a kernel made with a positive bias_var, got one without biases.")
-        self._set("bias_var", value)
+        self.set_value("bias_var", value)
 
     def _register(self, name: str, value: float, prior: Prior | None) -> None:
         if not value > 0:
             raise ProgramError(f"{name}: expected a positive number, got {value!r}. Change the setting {name}=.")
-        self.register_parameter(f"raw_{name}", nn.Parameter(torch.zeros(*self.batch_shape, 1, 1)))
-        self.register_constraint(f"raw_{name}", Positive())
-        self._set(name, value)
-        if prior is not None:
-            self.register_prior(f"{name}_prior", prior, lambda m: getattr(m, name), lambda m, v: m._set(name, v))
-
-    def _set(self, name: str, value: Tensor | float) -> None:
-        raw, constraint = getattr(self, f"raw_{name}"), getattr(self, f"raw_{name}_constraint")
-        value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
-        self.initialize(**{f"raw_{name}": constraint.inverse_transform(value)})
+        self.register(name, torch.full((*self.batch_shape, 1, 1), float(value)), Positive(), prior)
 
 
 class NNGPKernel(AbstractNetworkKernel):

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from gpytorch.kernels import Kernel
 from torch import Tensor
+
+from probmix.gpytorch_priors import covariance_matrix
 
 __all__ = ["AbstractSolver", "DenseSolver", "InducingSolver", "Seen"]
 
@@ -61,6 +64,22 @@ class AbstractSolver(ABC):
     @abstractmethod
     def predict(self, cross: Tensor) -> Seen:
         """Return what the data change at new rows, given their covariances with `rows`, ``(*b, r, m)``."""
+
+    def marginals(self, kernel: Kernel, x: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is added to the mean at new rows, ``(*b, m, p)``, and their variances after it, ``(*b, m)``.
+
+        Args:
+            kernel: the covariance at s = 1.
+            x: rows ``(m, d)``.
+            prior: their variances before, ``(*b, m)``.
+        """
+        seen = self.predict(covariance_matrix(kernel, self.rows, x))
+        return seen.shift, seen.variance(prior)
+
+    @property
+    def numbers_per_row(self) -> int:
+        """Numbers that the marginals of one new row need in their largest tensor, for each of a batch."""
+        return self.rows.shape[-2]
 
 
 @dataclass(frozen=True)

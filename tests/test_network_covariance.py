@@ -43,8 +43,8 @@ def tiles(monkeypatch) -> Callable[[int], None]:
     """Let a tile have so many rows."""
 
     def to(side: int) -> None:
-        monkeypatch.setattr(network_covariance, "_TILE", side**2)
-        monkeypatch.setattr(network_covariance, "_LEAST_SIDE", side)
+        monkeypatch.setattr("probmix.tiles._TILE", side**2)
+        monkeypatch.setattr("probmix.tiles._LEAST_SIDE", side)
 
     return to
 

@@ -15,7 +15,6 @@ from gpytorch.priors import GammaPrior, LogNormalPrior
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from probmix import network_covariance
 from probmix.dual_activations import LeakyReLU
 from probmix.errors import DataError, ProgramError
 from probmix.isolation import isolated
@@ -41,8 +40,8 @@ def test_values_are_neural_tangents(kind, activation, depth, side, monkeypatch):
     file = Path(os.environ.get("PROBMIX_DATA", ""), "nngp-reference.npz")
     if not file.is_file():
         pytest.skip("set PROBMIX_DATA to a folder that holds nngp-reference.npz")
-    monkeypatch.setattr(network_covariance, "_TILE", side**2)
-    monkeypatch.setattr(network_covariance, "_LEAST_SIDE", side)
+    monkeypatch.setattr("probmix.tiles._TILE", side**2)
+    monkeypatch.setattr("probmix.tiles._LEAST_SIDE", side)
     name = f"fc_{activation}_d{depth}__{'nngp' if kind is NNGPKernel else 'ntk'}"
     with np.load(file) as arrays:
         x, other, among, across = (
