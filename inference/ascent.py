@@ -14,6 +14,7 @@ __all__ = ["Ascent", "ascend", "begin", "how_it_ended", "minus"]
 
 _EVALUATIONS = 25  # in a block, between two looks at the objective: enough for about 20 iterations
 _FEWEST_ITERATIONS = 5  # of a block whose gain can be judged: a long line search gains nothing until it ends
+_LEAST_MEMORY, _MOST_MEMORY = 10, 64  # pairs behind the curvature: as many as coordinates, if those are not too many
 _PATIENCE = 20  # blocks, at least, that the best start waits for others
 
 
@@ -48,7 +49,8 @@ def begin(log_density: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor) -> 
         >>> begin(lambda z: (-0.5 * (z**2).sum(-1), -z), torch.ones(3, 2)).latest
         tensor([-1., -1., -1.])
     """
-    search = start(minus(log_density), z)
+    memory = min(max(_LEAST_MEMORY, z.shape[-1]), _MOST_MEMORY)
+    search = start(minus(log_density), z, memory=memory)
     return Ascent(search, (), ~search.stopped)
 
 

@@ -286,18 +286,20 @@ def _remembered(state: LBFGSState, point: Tensor, gradient: Tensor) -> tuple[Ten
 
 
 def _times_inverse_hessian(gradient: Tensor, steps: Tensor, changes: Tensor) -> Tensor:
-    """Return ``H g`` by the two loops of Liu and Nocedal (1989, section 2); empty pairs are zero and do nothing."""
-    products = (steps * changes).sum(-1)
-    rates = torch.where(products > 0, 1 / products, 0.0)
-    result, weights = gradient, []
-    for s, y, rate in zip(steps.flip(0), changes.flip(0), rates.flip(0), strict=True):
-        weights.append(rate * (s * result).sum(-1))
-        result = result - weights[-1][:, None] * y
-    squares = changes[-1].square().sum(-1)
-    result = result * torch.where(squares > 0, products[-1] / squares, 1.0)[:, None]
-    for s, y, rate, weight in zip(steps, changes, rates, reversed(weights), strict=True):
-        result = result + (weight - rate * (y * result).sum(-1))[:, None] * s
-    return result
+    """Return ``H g`` in the compact form of Byrd, Nocedal and Schnabel (1994, theorem 2.2); empty pairs do nothing.
+
+    The same numbers as the two loops of Liu and Nocedal (1989), without a loop over the memory, which may so be long.
+    """
+    s, y, g = steps.movedim(0, 1), changes.movedim(0, 1), gradient[..., None]
+    products = s @ y.mT
+    curvature = products.diagonal(dim1=-2, dim2=-1)
+    upper = products.triu() + torch.diag_embed((curvature <= 0).to(g))
+    squares = y[:, -1].square().sum(-1)
+    size = torch.where(squares > 0, curvature[:, -1] / squares, 1.0)[:, None, None]
+    inner = torch.linalg.solve_triangular(upper, s @ g, upper=True)
+    outer = curvature[..., None] * inner + size * (y @ (y.mT @ inner - g))
+    result = s.mT @ torch.linalg.solve_triangular(upper.mT, outer, upper=False) + size * (g - y.mT @ inner)
+    return result.squeeze(-1)
 
 
 def _cautious(gradient: Tensor) -> Tensor:

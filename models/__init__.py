@@ -9,12 +9,14 @@ from probmix.models.exponential_mixture import ExponentialMixture
 from probmix.models.factor_analysers import MixtureOfFactorAnalysers
 from probmix.models.gaussian_mixture import GaussianMixture
 from probmix.models.gpytorch_program import gpytorch_program
+from probmix.models.grid_spectral_gp import GridSpectralGP
 from probmix.models.poisson_mixture import PoissonMixture
 from probmix.models.product_mixture import ProductMixture
 from probmix.models.regression_mixture import RegressionMixture
 from probmix.models.scale_mixture_classifier import ScaleMixtureClassifier
 from probmix.models.scale_mixture_nngp import ScaleMixtureNNGP
 from probmix.models.scale_mixture_process import ScaleMixtureProcess
+from probmix.models.spectral_mixture_gp import SpectralMixtureGP
 from probmix.models.student_t_mixture import StudentTMixture
 from probmix.models.student_t_process import StudentTProcess
 from probmix.models.von_mises_fisher_mixture import VonMisesFisherMixture
@@ -24,6 +26,7 @@ __all__ = [
     "CategoricalMixture",
     "ExponentialMixture",
     "GaussianMixture",
+    "GridSpectralGP",
     "MixtureOfFactorAnalysers",
     "PoissonMixture",
     "ProductMixture",
@@ -31,6 +34,7 @@ __all__ = [
     "ScaleMixtureClassifier",
     "ScaleMixtureNNGP",
     "ScaleMixtureProcess",
+    "SpectralMixtureGP",
     "StudentTMixture",
     "StudentTProcess",
     "VonMisesFisherMixture",

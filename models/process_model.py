@@ -22,8 +22,9 @@ from probmix.jitter import with_jitter
 from probmix.pairs import equal_rows, same_kind
 from probmix.process import Process
 from probmix.scale_integral import check_scale_prior
-from probmix.scale_mixture_normal import LowRankScaleMixtureNormal, ScaleMixtureNormal, like
+from probmix.scale_mixture_normal import AbstractScaleMixtureNormal, LowRankScaleMixtureNormal, like
 from probmix.scale_posterior import harmonic_mean
+from probmix.structured_normal import Dense, StructuredNormal
 
 __all__ = ["AbstractProcessModel"]
 
@@ -58,10 +59,9 @@ class AbstractProcessModel(ABC):
     inducing: Tensor | None = None
     integrate_scale: bool = True
 
-    @property
     @abstractmethod
-    def kernel_module(self) -> Kernel:
-        """The covariance at s = 1, with its priors."""
+    def kernel_for(self, columns: int) -> Kernel:
+        """Return the covariance at s = 1, with its priors, for inputs with so many columns."""
 
     @abstractmethod
     def scale_law(self, like: Tensor) -> dist.TorchDistribution | None:
@@ -72,16 +72,15 @@ class AbstractProcessModel(ABC):
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
         """Run the program."""
-        kernel = sampled(self._kernel_like(x), "kernel", self._kernel_priors(y))
+        kernel = self._draw_kernel(x, y)
         noise_var, law = self._draw_noise(y), self.scale_law(y)
         factor_var = y.new_ones(())
         if law is not None and not self.integrate_scale:
             factor_var, law = pyro.sample("scale_var", law), None
         if self.inducing is None:
-            covariance = factor_var[..., None, None] * _noisy(covariance_matrix(kernel, x), noise_var)
-            law_of_y = ScaleMixtureNormal(_centre(y), torch.linalg.cholesky(covariance), law, columns=y.dim() == 2)
+            law_of_y = self._in_full(kernel, noise_var, factor_var, law, x, _centre(y))
         else:
-            law_of_y = self._through_inducing(kernel, noise_var, factor_var, law, x, y)
+            law_of_y = self._through_inducing(kernel, noise_var, factor_var, law, x, _centre(y))
         pyro.sample("y", law_of_y, obs=y)
 
     def observe(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +174,23 @@ class AbstractProcessModel(ABC):
             raise ProgramError(f"{type(self).__name__}: expected a scale prior, got none, so nothing is left for EM.")
         return harmonic_mean(process.scale_prior, process.count, process.solver.quadratic)
 
+    def _in_full(
+        self,
+        kernel: Kernel,
+        noise_var: Tensor,
+        factor_var: Tensor,
+        law: dist.TorchDistribution | None,
+        x: Tensor,
+        loc: Tensor,
+    ) -> AbstractScaleMixtureNormal:
+        """Return the law of y, all rows with each other."""
+        covariance = factor_var[..., None, None] * _noisy(self._covariance(kernel, x), noise_var)
+        return StructuredNormal(loc, Dense(covariance), law, columns=loc.dim() == 2)
+
+    def _covariance(self, kernel: Kernel, x: Tensor) -> Tensor:
+        """Return the covariance of the function at the rows, ``(*b, n, n)``."""
+        return covariance_matrix(kernel, x)
+
     def _through_inducing(
         self,
         kernel: Kernel,
@@ -182,18 +198,21 @@ class AbstractProcessModel(ABC):
         factor_var: Tensor,
         law: dist.TorchDistribution | None,
         x: Tensor,
-        y: Tensor,
+        loc: Tensor,
     ) -> LowRankScaleMixtureNormal:
         """Return the law of y through inducing points; what the bound takes off is a factor of the program."""
         inducing = torch.as_tensor(self.inducing).to(x)
         tril = torch.linalg.cholesky(with_jitter(covariance_matrix(kernel, inducing)))
         root = torch.linalg.solve_triangular(tril, covariance_matrix(kernel, inducing, x), upper=False)
         missing = covariance_matrix(kernel, x, diagonal=True).sum(-1) - root.square().sum((-2, -1))
-        pyro.factor("unexplained", -0.5 * (y.numel() // len(y)) * missing / noise_var)
+        pyro.factor("unexplained", -0.5 * (loc.numel() // len(loc)) * missing / noise_var)
         root = factor_var.sqrt()[..., None, None] * root.mT
-        return LowRankScaleMixtureNormal(_centre(y), root, factor_var * noise_var, law, columns=y.dim() == 2)
+        return LowRankScaleMixtureNormal(loc, root, factor_var * noise_var, law, columns=loc.dim() == 2)
 
-    def _kernel_priors(self, y: Tensor) -> dict[str, dist.TorchDistribution]:
+    def _draw_kernel(self, x: Tensor, y: Tensor) -> Kernel:
+        return sampled(self._kernel_like(x), "kernel", self._kernel_priors(x, y))
+
+    def _kernel_priors(self, x: Tensor, y: Tensor) -> dict[str, dist.TorchDistribution]:
         """Return priors that depend on the data, by site, in the place of those registered."""
         return {}
 
@@ -219,9 +238,9 @@ class AbstractProcessModel(ABC):
 
     def _kernel_like(self, x: Tensor) -> Kernel:
         """Return the kernel in the dtype and on the device of the data; a copy, so that the user's stays as it is."""
-        key, copies = (x.dtype, x.device), self.__dict__["_copies"]
+        key, copies = (x.dtype, x.device, x.shape[-1]), self.__dict__["_copies"]
         if key not in copies:
-            copies[key] = copy.deepcopy(self.kernel_module).to(x).requires_grad_(False)
+            copies[key] = copy.deepcopy(self.kernel_for(x.shape[-1])).to(x).requires_grad_(False)
         return copies[key]
 
 

@@ -116,7 +116,7 @@ class ScaleMixtureClassifier:
     def __post_init__(self) -> None:
         self._check_settings()
         network = ScaleMixtureNNGP(depth=self.depth, activation=self.activation)
-        object.__setattr__(self, "_module", network.kernel_module if self.kernel is None else self.kernel)
+        object.__setattr__(self, "_module", network.kernel_for(1) if self.kernel is None else self.kernel)
         object.__setattr__(self, "_copies", {})
 
     def __call__(self, x: Tensor, y: Tensor) -> None:

@@ -75,9 +75,8 @@ class ScaleMixtureNNGP(AbstractProcessModel):
         scaled = ScaleKernel(kernel, outputscale_prior=LogNormalPrior(0.0, 1.5))
         object.__setattr__(self, "_kernel", scaled)  # made of the settings: not a field of its own
 
-    @property
-    def kernel_module(self) -> Kernel:
-        """The kernel, made of the settings."""
+    def kernel_for(self, columns: int) -> Kernel:
+        """Return the kernel, made of the settings."""
         return self.__dict__["_kernel"]
 
     def scale_law(self, like: Tensor) -> dist.TorchDistribution | None:
@@ -89,5 +88,5 @@ class ScaleMixtureNNGP(AbstractProcessModel):
         """Whether the scale prior is a function, which may draw its parameters."""
         return has_unknowns(self.scale_prior)
 
-    def _kernel_priors(self, y: Tensor) -> dict[str, dist.TorchDistribution]:
+    def _kernel_priors(self, x: Tensor, y: Tensor) -> dict[str, dist.TorchDistribution]:
         return {"kernel.outputscale": dist.LogNormal(y.var(0).mean().log(), y.new_full((), 1.5))}

@@ -64,9 +64,8 @@ class ScaleMixtureProcess(AbstractProcessModel):
     def __post_init__(self) -> None:
         self._check_settings(self.scale_prior)
 
-    @property
-    def kernel_module(self) -> Kernel:
-        """The kernel."""
+    def kernel_for(self, columns: int) -> Kernel:
+        """Return the kernel."""
         return self.kernel
 
     def scale_law(self, like: Tensor) -> dist.TorchDistribution | None:

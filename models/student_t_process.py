@@ -75,9 +75,8 @@ class StudentTProcess(AbstractProcessModel):
                 "process has a variance, above 1 a mean; without end it is ScaleMixtureProcess(scale_prior=None)."
             )
 
-    @property
-    def kernel_module(self) -> Kernel:
-        """The kernel."""
+    def kernel_for(self, columns: int) -> Kernel:
+        """Return the kernel."""
         return self.kernel
 
     def scale_law(self, like: Tensor) -> dist.TorchDistribution:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Grid", "find_grid", "is_even", "missing_rows"]
+__all__ = ["Grid", "even_positions", "find_grid", "is_even", "missing_rows"]
 
 _ROUNDINGS = 4  # of a coordinate: year + month / 12 has two, a difference of two such has four
 _PRESENT = 0.8  # of a grid: with fewer points, it is not one with holes
@@ -54,6 +54,27 @@ def is_even(axis: Tensor) -> bool:
     return bool(((axis - straight).abs() <= _rounding(axis)).all() & (axis.diff() > 0).all())
 
 
+def even_positions(column: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the even axis that coordinates are on, and the place of each; None where it has more than n / 0.8 places.
+
+    Coordinates may be in any order and repeated; all lags between them are lags of the axis.
+
+    Args:
+        column: ``(n,)``.
+
+    Example:
+        >>> even_positions(torch.tensor([5.0, 3.0, 4.0, 1.0, 2.0, 2.0, 7.0]))
+        (tensor([1., 2., 3., 4., 5., 6., 7.]), tensor([4, 2, 3, 0, 1, 1, 6]))
+    """
+    (axis,), _ = _axes(column[:, None])
+    if len(axis) < 2:
+        return None
+    even = axis if is_even(axis) else _filled(axis)
+    if even is None or len(even) > len(column) / _PRESENT:
+        return None
+    return even, ((column - even[0]) / (even[-1] - even[0]) * (len(even) - 1)).round().long()
+
+
 def find_grid(x: Tensor) -> Grid | None:
     """Return the grid that rows cover in full, in whatever order and each point once; None where they do not.
 
@@ -95,9 +116,8 @@ def missing_rows(x: Tensor) -> Tensor | None:
         tensor([[3.]])
     """
     axes, numbers = _axes(x)
-    if x.shape[-1] == 1 and (filled := _filled(axes[0])) is not None:
-        numbers = ((x[:, 0] - filled[0]) / (filled[1] - filled[0])).round().long()
-        axes = (filled,)
+    if x.shape[-1] == 1 and (found := even_positions(x[:, 0])) is not None:
+        axes, numbers = (found[0],), found[1]
     size = math.prod(map(len, axes))
     if not len(x) < size <= len(x) / _PRESENT:
         return None

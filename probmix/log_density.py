@@ -408,8 +408,9 @@ class LogDensity:
 
 
 def _numbers(site: Any) -> int:
-    """Numbers in the largest tensor that a site needs: its log density, for each entry of an event."""
-    return int(site["log_prob"].numel() * max(1, site["fn"].event_shape.numel()))
+    """Numbers in the largest tensor that a site needs: its log density, for each entry of an event, or as it says."""
+    elements = getattr(site["fn"], "num_elements", site["fn"].event_shape.numel())
+    return int(site["log_prob"].numel() * max(1, elements))
 
 
 def _traceable(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Pictures that ArviZ does not draw: density, responsibilities, predictive check, history, calibration, choice of k.
+"""Pictures that ArviZ does not draw: densities, responsibilities, checks, histories, choice of k, forecasts, spectra.
 
 Each function takes its data first, draws on the ``ax`` or ``fig`` it is given or makes a new one with
 ``matplotlib.pyplot.subplots``, and returns it. Nothing is shown, saved or closed, and no setting is changed.
@@ -12,6 +12,7 @@ from probmix.plots_components import plot_components
 from probmix.plots_density import plot_density
 from probmix.plots_history import plot_history
 from probmix.plots_predictive_check import plot_predictive_check
+from probmix.plots_process import plot_forecast, plot_parts, plot_spectrum
 from probmix.plots_responsibilities import plot_responsibilities
 from probmix.plots_selection import plot_merging, plot_selection
 
@@ -19,9 +20,12 @@ __all__ = [
     "plot_calibration",
     "plot_components",
     "plot_density",
+    "plot_forecast",
     "plot_history",
     "plot_merging",
+    "plot_parts",
     "plot_predictive_check",
     "plot_responsibilities",
     "plot_selection",
+    "plot_spectrum",
 ]

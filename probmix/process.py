@@ -11,10 +11,14 @@ from torch import Tensor
 
 from probmix.errors import DataError, ProgramError
 from probmix.gpytorch_priors import covariance_matrix
+from probmix.grids import Grid, is_even
 from probmix.jitter import factor, with_jitter
+from probmix.kronecker_solver import KroneckerSolver
 from probmix.process_solvers import AbstractSolver, DenseSolver, InducingSolver
 from probmix.scale_mixture_normal import ScaleMixtureNormal, flattened, scale_mixture, with_axes
 from probmix.scale_posterior import scale_posterior
+from probmix.spectral import SpectralProductKernel
+from probmix.toeplitz_solver import ToeplitzSolver, noisy_column
 
 __all__ = ["LeaveOneOut", "Process"]
 
@@ -83,7 +87,7 @@ class Process:
     solver: AbstractSolver | None = None
     count: int = 0
 
-    def condition(self, x: Tensor, y: Tensor, *, inducing: Tensor | None = None) -> Process:
+    def condition(self, x: Tensor, y: Tensor, *, inducing: Tensor | None = None, grid: Grid | None = None) -> Process:
         """Return the process given observations ``y`` ``(n,)`` or ``(n, p)`` at rows ``x`` ``(n, d)``.
 
         Data seen before stay; the work is that of the new rows.
@@ -92,6 +96,10 @@ class Process:
             x: rows.
             y: observations.
             inducing: rows through which the data are seen, for many of them: time linear in n.
+            grid: that the rows are (`probmix.grids.find_grid`). One axis of equal steps, for a stationary kernel, is
+                dealt with by its lags; several, for a kernel that is a product over the inputs
+                (`probmix.spectral.SpectralProductKernel`), by one factorisation for each axis. Such a process takes no
+                further data and leaves none out.
         """
         self._check(x, y)
         residuals = (y - self.loc)[..., None] if y.dim() == 1 else y - self.loc
@@ -99,13 +107,16 @@ class Process:
         if inducing is not None:
             self._check_rows(inducing, x.shape[-1])
             return replace(self, solver=self._through(inducing, x, residuals), count=count)
+        if grid is not None:
+            return replace(self, solver=self._on_grid(grid, residuals), count=count)
         covariance = self._noisy(covariance_matrix(self.kernel, x))
         if self.solver is None:
             return replace(self, solver=DenseSolver.of(x, self._factor(covariance), residuals), count=count)
         if not isinstance(self.solver, DenseSolver):
+            how = "through inducing points" if isinstance(self.solver, InducingSolver) else "on a grid"
             raise ProgramError(
-                "expected a process whose data were seen in full, got one that saw them through inducing points. "
-                "Condition once, on all data together."
+                f"expected a process whose data were seen in full, got one that saw them {how}. Condition once, on all "
+                "data together."
             )
         seen = self.solver.predict(covariance_matrix(self.kernel, self.solver.rows, x))
         tril = self._factor(seen.covariance(covariance))
@@ -126,8 +137,8 @@ class Process:
                 the hyperparameters are draws, ``(m,)`` or ``(m, p)``.
         """
         self._check_rows(x)
-        seen_rows = 1 if self.solver is None else self.solver.rows.shape[-2]
-        block = max(1, _AT_ONCE // max(1, seen_rows * self.noise_var.numel()))
+        numbers = 1 if self.solver is None else self.solver.numbers_per_row
+        block = max(1, _AT_ONCE // max(1, numbers * self.noise_var.numel()))
         parts = [self._marginals(rows, noise=noise) for rows in x.split(block)]
         loc, var = (torch.cat(part, -2) for part in zip(*parts, strict=True))
         if self._single:
@@ -175,15 +186,15 @@ class Process:
             y: the observations of the fit.
 
         Raises:
-            ProgramError: no data yet, or data seen through inducing points.
+            ProgramError: no data yet, or data seen through inducing points or on a grid.
 
         Source:
             Rasmussen and Williams (2006), Gaussian processes for machine learning, equations 5.10 to 5.12.
         """
         if not isinstance(self.solver, DenseSolver) or y.shape[0] != self.solver.rows.shape[-2]:
             raise ProgramError(
-                "expected a process conditioned on these observations, all rows in full. "
-                "Call process.condition(x, y).leave_one_out(y)."
+                "expected a process conditioned on these observations, all rows in full, neither on a grid nor through "
+                "inducing points. Call process.condition(x, y).leave_one_out(y)."
             )
         eye = torch.eye(y.shape[0], dtype=y.dtype, device=y.device)
         inverse = torch.linalg.solve_triangular(self.solver.tril, eye, upper=False)
@@ -211,8 +222,8 @@ class Process:
         var = covariance_matrix(self.kernel, x, diagonal=True)
         loc = self.loc.reshape(1, -1).expand(x.shape[-2], -1)
         if self.solver is not None:
-            seen = self.solver.predict(covariance_matrix(self.kernel, self.solver.rows, x))
-            loc, var = loc + seen.shift, seen.variance(var)
+            shift, var = self.solver.marginals(self.kernel, x, var)
+            loc = loc + shift
         var = var + self.noise_var[..., None] if noise else var
         shape = torch.broadcast_shapes(loc.shape, (*self.noise_var.shape, 1, 1))
         return loc.expand(shape), var[..., None].expand(shape)
@@ -227,14 +238,39 @@ class Process:
         prior_var = covariance_matrix(self.kernel, x, diagonal=True)
         return InducingSolver.of(inducing, tril, cross, prior_var, self.noise_var, residuals)
 
+    def _on_grid(self, grid: Grid, residuals: Tensor) -> AbstractSolver:
+        if self.solver is not None:
+            raise ProgramError("grid: expected a process without data, got one with. Condition once, on all data.")
+        axis, kernel = grid.axes[0], self.kernel
+        try:
+            if len(grid.axes) == 1 and kernel.is_stationary and is_even(axis):
+                return ToeplitzSolver.of(grid, noisy_column(kernel, axis, self.noise_var), residuals)
+            if isinstance(kernel, SpectralProductKernel):
+                return KroneckerSolver.of(grid, kernel.factor, self.noise_var, residuals)
+        except torch.linalg.LinAlgError as reason:
+            raise ProgramError(
+                f"expected a positive definite covariance, got one that is not: {self._stated}. Add observation noise, "
+                "use float64, or condition without a grid."
+            ) from reason
+        raise ProgramError(
+            "grid: expected one axis of equal steps and a stationary kernel, or a kernel that is a product over the "
+            f"inputs, got {'equal' if is_even(axis) else 'unequal'} steps along the first of {len(grid.axes)} axes and "
+            f"{type(kernel).__name__}. Use SpectralProductKernel, or condition without a grid."
+        )
+
     def _noisy(self, covariance: Tensor) -> Tensor:
         eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
         return covariance + self.noise_var[..., None, None] * eye
 
     def _factor(self, covariance: Tensor) -> Tensor:
+        return factor(covariance, what=self._stated)
+
+    @property
+    def _stated(self) -> str:
+        """What the covariance is made of, for a message."""
         values = [f"noise_var {_shown(self.noise_var)}"]
         values += [f"{name} {_shown(value)}" for name, value in _hyperparameters(self.kernel).items()]
-        return factor(covariance, what=f"{type(self.kernel).__name__} with {', '.join(values)}")
+        return f"{type(self.kernel).__name__} with {', '.join(values)}"
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         outputs = "(n,)" if self._single else f"(n, {len(self.loc)})"

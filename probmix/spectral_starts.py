@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probmix.covariance import Spherical
 from probmix.gaussian_family import GaussianFamily
-from probmix.periodogram import frequency_grid, lomb_scargle, peaks
+from probmix.periodogram import peaks, periodogram
 from probmix.table import Table
 
 __all__ = ["Guess", "periodogram_guesses", "spectrum_guesses"]
@@ -80,7 +80,7 @@ def periodogram_guesses(
     trend_share = (1 - share.sum()).clamp(min=0.1)
     raw = torch.where(is_peak, share[chosen], trend_share / (num_components - count))
     weights, noise_share = _shares(raw)
-    return Guess(weights, frequencies, torch.where(is_peak, narrow, wide), noise_share)
+    return Guess(weights, _inside(frequencies, span, max_frequency), torch.where(is_peak, narrow, wide), noise_share)
 
 
 def spectrum_guesses(times: Tensor, y: Tensor, num: int, num_components: int, max_frequency: Tensor | float) -> Guess:
@@ -102,8 +102,7 @@ def spectrum_guesses(times: Tensor, y: Tensor, num: int, num_components: int, ma
         >>> guess.frequencies.mean().round(decimals=0)
         tensor(3., dtype=torch.float64)
     """
-    frequencies = frequency_grid(times, max_frequency, oversampling=2.0)
-    power = lomb_scargle(times, y, frequencies)
+    frequencies, power = periodogram(times, y, max_frequency, oversampling=2.0)
     family = GaussianFamily(Spherical())
     table = Table(frequencies[:, None], len(power) * power / power.sum(), family.prepare(frequencies[:, None]))
     loc = frequencies[torch.multinomial(power.expand(num, -1), num_components, replacement=True)]
@@ -118,7 +117,13 @@ def spectrum_guesses(times: Tensor, y: Tensor, num: int, num_components: int, ma
         sites = family.maximise(statistics, None, sites)
         sites["var"] = sites["var"] + floor
     shares, noise_share = _shares(weights)
-    return Guess(shares, sites["loc"][..., 0].abs(), sites["var"].sqrt(), noise_share)
+    frequencies = _inside(sites["loc"][..., 0], _span(times), max_frequency)
+    return Guess(shares, frequencies, sites["var"].sqrt(), noise_share)
+
+
+def _inside(frequencies: Tensor, span: Tensor, max_frequency: Tensor | float) -> Tensor:
+    """Return frequencies off the bounds of their prior by a hundredth of a peak's width: there are no gradients."""
+    return frequencies.clamp(1e-2 / span, max_frequency - 1e-2 / span)
 
 
 def _detrended(times: Tensor, y: Tensor) -> Tensor:

@@ -247,7 +247,8 @@ class Inverse:
         """Return the inverse whose first column is ``first``, ``(*b, n, 1)``."""
         backwards = torch.cat([torch.zeros_like(first[..., :1, :]), first[..., 1:, :].flip(-2)], -2)
         n = first.shape[-2]
-        return cls(first[..., :1, :].sqrt(), *(_transform(value, _size(n)) for value in (first, backwards)), n)
+        of_l, of_m = (_transform(value, _size(n)) for value in (first, backwards))
+        return cls(first[..., :1, :].sqrt(), of_l, of_m, n)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Return products with vectors, ``(*b, n, p)``."""

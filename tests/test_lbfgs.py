@@ -12,6 +12,7 @@ from scipy import optimize
 from torch import Tensor
 
 from probmix.arguments import Arguments
+from probmix.inference import lbfgs
 from probmix.inference.lbfgs import Objective, minimise, start, step
 from probmix.isolation import isolated
 from probmix.log_density import LogDensity
@@ -188,3 +189,25 @@ def test_everything_stays_on_the_device():
     found = minimise(differentiated(rosenbrock), starts(4, 2).cuda())
     assert found.point.is_cuda
     assert (found.point.cpu() - 1).abs().max() < 1e-8
+
+
+def test_the_compact_form_is_that_of_the_two_loops():
+    """Liu and Nocedal (1989), section 2, pair by pair; with empty pairs, and where there are none at all."""
+    draw = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=draw, dtype=torch.float64)
+    steps = torch.randn(4, 3, 6, generator=draw, dtype=torch.float64)
+    steps[:2, 1], steps[:, 2] = 0, 0
+    changes, gradient = steps @ (root @ root.mT), torch.randn(3, 6, generator=draw, dtype=torch.float64)
+    result, weights = gradient, []
+    pairs = [
+        (s, y, torch.where((s * y).sum(-1) > 0, 1 / (s * y).sum(-1), 0.0)) for s, y in zip(steps, changes, strict=True)
+    ]
+    for s, y, rate in reversed(pairs):
+        weights.append(rate * (s * result).sum(-1))
+        result = result - weights[-1][:, None] * y
+    last = (steps[-1] * changes[-1]).sum(-1) / changes[-1].square().sum(-1)
+    result = result * last.nan_to_num(1.0)[:, None]
+    for (s, y, rate), weight in zip(pairs, reversed(weights), strict=True):
+        result = result + (weight - rate * (y * result).sum(-1))[:, None] * s
+    ours = lbfgs._times_inverse_hessian(gradient, steps, changes)
+    torch.testing.assert_close(ours, result, rtol=1e-12, atol=1e-12)

@@ -15,6 +15,7 @@ from probmix.errors import MethodError, ProgramError
 from probmix.inference.method import Problem
 from probmix.inference.starts import starting_points
 from probmix.isolation import isolated
+from probmix.typing import Starting
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +123,108 @@ def test_no_jitter_leaves_given_sites_where_they_are():
 def test_unknown_names_are_refused_with_those_there_are():
     with pytest.raises(MethodError, match=r'"auto", "em", "pathfinder", "prior", "random" or sites, got \'Prior\''):
         points(gamma_poisson, COUNTS, "Prior", 2)
+
+
+# --- programs that make guesses themselves ---------------------------------------------------------------------------
+
+
+class Guessing:
+    """Two optima that look alike, at -50 and 50, each a unit wide; guesses are about one of them."""
+
+    start_names = ("right", "left")
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.guesses = torch.empty(0)
+
+    def __call__(self, x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 100.0))
+        pyro.factor("optima", torch.logaddexp(-0.5 * (loc - 50) ** 2, -0.5 * (loc + 50) ** 2))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def starts(self, name: str, num: int, x: Tensor) -> dict[str, Tensor]:
+        self.asked.append((name, num))
+        self.guesses = {"right": 50.0, "left": -50.0}[name] + 3 * torch.randn(num, dtype=x.dtype)
+        return {"loc": self.guesses}
+
+
+class RowByRow(Guessing):
+    """Control flow that depends on a value."""
+
+    def __call__(self, x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 100.0))
+        pyro.sample("x", dist.Normal(loc, 1.0 if loc > 0 else 2.0), obs=x)
+
+
+ONE = torch.tensor(0.5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("right", 1), ("left", -1)])
+def test_of_sixteen_guesses_for_each_start_the_likeliest_is_taken(name, sign):
+    """The density falls with the distance to an optimum, which the prior moves by 1 / (1 + 1 / 100^2): 5e-3."""
+    program = Guessing()
+    assert isinstance(program, Starting)
+    z, _ = points(program, ONE, name, 5)
+    assert program.asked == [(name, 80)]
+    optimum = sign * 50 / (1 + 1e-4)
+    groups = program.guesses.reshape(5, 16)
+    nearest = groups[torch.arange(5), (groups - optimum).abs().argmin(-1)]
+    torch.testing.assert_close(z[:, 0], nearest, rtol=0, atol=0)
+
+
+def test_guesses_without_a_density_are_passed_over():
+    class Risky(Guessing):
+        def starts(self, name: str, num: int, x: Tensor) -> dict[str, Tensor]:
+            loc = super().starts(name, num, x)["loc"].reshape(-1, 16)
+            loc[:, 1:8], loc[:, 8:] = torch.nan, torch.inf
+            return {"loc": loc.flatten()}
+
+    program = Risky()
+    z, problem = points(program, ONE, "right", 3)
+    assert problem.log_density.value(z).isfinite().all()
+    torch.testing.assert_close(z[:, 0], program.guesses.reshape(3, 16)[:, 0], rtol=0, atol=0)
+
+
+def test_auto_is_a_path_from_guesses_or_a_guess():
+    assert same_bits(Guessing(), ONE, "auto", "pathfinder")
+    assert not same_bits(Guessing(), ONE, "auto", "right")
+    assert same_bits(Guessing(), ONE, "auto", "right", otherwise="prior")
+
+
+@pytest.mark.filterwarnings("ignore:the program .* cannot be traced")
+def test_auto_is_a_guess_where_paths_cannot_run_as_a_batch():
+    assert same_bits(RowByRow(), ONE, "auto", "right")
+    assert not same_bits(RowByRow(), ONE, "auto", "prior")
+
+
+def test_paths_climb_from_guesses():
+    """Every start is at the optimum of the guesses, within 6 of its widths (1e-9); from the prior they are at both.
+
+    Sixteen paths for four starts, each from the likeliest of sixteen guesses by the first name. The control's 12 starts
+    are all at one of two like optima with a probability of 2^-11.
+    """
+    program = Guessing()
+    z, _ = points(program, ONE, "pathfinder", 4)
+    assert program.asked == [("right", 256)]
+    assert ((z - 50).abs() < 6).all()
+    without, _ = points(lambda x: Guessing.__call__(program, x), ONE, "pathfinder", 12)
+    assert set(without.sign().flatten().tolist()) == {-1, 1}
+
+
+def test_own_names_are_named_among_those_there_are():
+    with pytest.raises(
+        MethodError, match=r'"random", "right", "left" or sites, got \'middle\'. Change the setting init='
+    ):
+        points(Guessing(), ONE, "middle", 2)
+    with pytest.raises(MethodError, match='"prior", "random" or sites, got \'right\''):
+        points(gamma_poisson, COUNTS, "right", 2)
+
+
+def test_other_starts_do_not_ask_for_guesses():
+    program = Guessing()
+    for init in ("prior", "random", {"loc": ONE}):
+        points(program, ONE, init, 2)
+    assert program.asked == []
 
 
 @pytest.mark.parametrize("init", ["auto", "prior", "random", "pathfinder"])

@@ -104,7 +104,7 @@ def test_a_model_comes_back_with_its_prior(tmp_path):
     assert (again.depth, again.activation, again.residual) == (2, "erf", False)
     assert (again.scale_prior.c, again.scale_prior.d) == (2.0, 3.0)
     assert torch.equal(again.inducing, model.inducing)
-    assert again.kernel_module.base_kernel.depth == 2
+    assert again.kernel_for(1).base_kernel.depth == 2
 
 
 def test_a_model_with_something_missing_is_read_and_says_so_when_it_is_used(tmp_path):
