@@ -20,6 +20,7 @@ from probmix.errors import DataError, ProgramError
 from probmix.gpytorch_priors import covariance_matrix, sampled, with_values
 from probmix.jitter import with_jitter
 from probmix.pairs import equal_rows, same_kind
+from probmix.polynomial_trend import PolynomialTrend
 from probmix.process import Process
 from probmix.scale_integral import check_scale_prior
 from probmix.scale_mixture_normal import AbstractScaleMixtureNormal, LowRankScaleMixtureNormal, like
@@ -53,11 +54,14 @@ class AbstractProcessModel(ABC):
         inducing: rows ``(r, d)`` through which the data are seen, for more than some 5,000 rows: the collapsed lower
             bound of Titsias (2009), which a common variance leaves as it is. Without it time grows with n cubed.
         integrate_scale: False makes s a site of its own, ``scale_var``.
+        trend: degree of the polynomial in the inputs that is fitted by least squares and taken off; 0: the mean. A
+            forecast returns to it where it is far from the data.
     """
 
     noise_var: dist.TorchDistribution | float | None = None
     inducing: Tensor | None = None
     integrate_scale: bool = True
+    trend: int = 0
 
     @abstractmethod
     def kernel_for(self, columns: int) -> Kernel:
@@ -72,15 +76,16 @@ class AbstractProcessModel(ABC):
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
         """Run the program."""
-        kernel = self._draw_kernel(x, y)
-        noise_var, law = self._draw_noise(y), self.scale_law(y)
+        loc = self._mean(x, y)
+        kernel = self._draw_kernel(x, y - loc)
+        noise_var, law = self._draw_noise(y - loc), self.scale_law(y)
         factor_var = y.new_ones(())
         if law is not None and not self.integrate_scale:
             factor_var, law = pyro.sample("scale_var", law), None
         if self.inducing is None:
-            law_of_y = self._in_full(kernel, noise_var, factor_var, law, x, _centre(y))
+            law_of_y = self._in_full(kernel, noise_var, factor_var, law, x, loc)
         else:
-            law_of_y = self._through_inducing(kernel, noise_var, factor_var, law, x, _centre(y))
+            law_of_y = self._through_inducing(kernel, noise_var, factor_var, law, x, loc)
         pyro.sample("y", law_of_y, obs=y)
 
     def observe(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +102,11 @@ class AbstractProcessModel(ABC):
         x, y = same_kind(x, y)
         if not bool((y.var(0) > 0).all()):
             raise DataError("y: expected observations that differ, got a constant column. Drop it.")
+        if self.trend and not bool((((y - self._mean(x, y)).abs() > 1e-9 * y.std(0)).any(0)).all()):
+            raise DataError(
+                f"y: expected observations that differ from a polynomial of degree {self.trend} in x, got one. Set "
+                "trend=0, or leave the column out."
+            )
         if self.inducing is not None and self.inducing.shape[1:] != x.shape[1:]:
             raise DataError(
                 f"inducing: expected rows of shape (r, {x.shape[1]}), as x, got {tuple(self.inducing.shape)}. "
@@ -130,7 +140,7 @@ class AbstractProcessModel(ABC):
         """
         kernel = with_values(self._kernel_like(x), sites, "kernel")
         with pyro.poutine.block(), pyro.poutine.trace() as drawn, pyro.poutine.condition(data=dict(sites)):
-            noise_var, law = self._draw_noise(y), self.scale_law(y)
+            noise_var, law = self._draw_noise(y), self.scale_law(y)  # of given values: the prior does not matter
         missing = drawn.trace.stochastic_nodes
         if missing:
             raise ProgramError(
@@ -138,7 +148,11 @@ class AbstractProcessModel(ABC):
             )
         of_kernel = covariance_matrix(kernel, x[:1]).shape[:-2]
         batch = torch.broadcast_shapes(noise_var.shape, of_kernel, () if law is None else law.batch_shape)
-        return Process(kernel, noise_var.expand(batch), law, y.mean(0))
+        trend = None
+        if self.trend:
+            centred = y - y.mean(0)
+            trend = PolynomialTrend.fit(x, centred[:, None] if y.dim() == 1 else centred, self.trend)
+        return Process(kernel, noise_var.expand(batch), law, y.mean(0), trend=trend)
 
     def predictive(
         self, x_new: Tensor, sites: Mapping[str, Tensor], x: Tensor, y: Tensor, *, noise: bool = True
@@ -209,6 +223,12 @@ class AbstractProcessModel(ABC):
         root = factor_var.sqrt()[..., None, None] * root.mT
         return LowRankScaleMixtureNormal(loc, root, factor_var * noise_var, law, columns=loc.dim() == 2)
 
+    def _mean(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the mean of the observations, fitted by least squares, in the shape of y."""
+        if not self.trend:
+            return y.mean(0, keepdim=True).expand_as(y)
+        return PolynomialTrend.fit(x, y[:, None] if y.dim() == 1 else y, self.trend)(x).reshape(y.shape)
+
     def _draw_kernel(self, x: Tensor, y: Tensor) -> Kernel:
         return sampled(self._kernel_like(x), "kernel", self._kernel_priors(x, y))
 
@@ -234,6 +254,8 @@ class AbstractProcessModel(ABC):
             check_scale_prior(self.noise_var, "noise_var")
         if self.inducing is not None and self.noise_var == 0:
             raise ProgramError("noise_var: expected some noise where data are seen through inducing points, got 0.")
+        if not isinstance(self.trend, int) or self.trend < 0:
+            raise ProgramError(f"trend: expected the degree of a polynomial, 0, 1, 2, ..., got {self.trend!r}.")
         object.__setattr__(self, "_copies", {})
 
     def _kernel_like(self, x: Tensor) -> Kernel:
@@ -242,11 +264,6 @@ class AbstractProcessModel(ABC):
         if key not in copies:
             copies[key] = copy.deepcopy(self.kernel_for(x.shape[-1])).to(x).requires_grad_(False)
         return copies[key]
-
-
-def _centre(y: Tensor) -> Tensor:
-    """Return the mean of each output, in the shape of y."""
-    return y.mean(0, keepdim=True).expand_as(y)
 
 
 def _noisy(covariance: Tensor, noise_var: Tensor) -> Tensor:

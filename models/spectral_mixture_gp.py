@@ -78,6 +78,7 @@ class SpectralMixtureGP(AbstractProcessModel):
         noise_var: as in `probmix.models.process_model.AbstractProcessModel`.
         inducing: likewise.
         integrate_scale: has no meaning here, where s is 1.
+        trend: as in `AbstractProcessModel`; 1 is a good choice for forecasts of what grows.
 
     Raises:
         ProgramError: a setting is out of its range.
@@ -165,13 +166,13 @@ class SpectralMixtureGP(AbstractProcessModel):
             UserWarning: a grid with holes, which is dealt with as scattered rows.
         """
         x, y = super().observe(x, y)
-        highest = self._max_frequencies(x)
         for d, column in enumerate(x.unbind(-1)):
             if not bool(column.max() > column.min()):
                 raise DataError(
                     f"x: expected inputs that vary, got {float(column[0]):g} in all rows of column {d}. Drop it."
                 )
-            self._check_frequency(d, column, highest[d])
+        for d, (column, high) in enumerate(zip(x.unbind(-1), self._max_frequencies(x), strict=True)):
+            self._check_frequency(d, column, high)
         if self.structure != "dense" and self.inducing is None and self._grid(x) is None:
             self._say_no_grid(x)
         return x, y
@@ -207,7 +208,9 @@ class SpectralMixtureGP(AbstractProcessModel):
             y: observations.
         """
         maker = {"lomb_scargle": periodogram_guesses, "spectrum": spectrum_guesses}[name]
-        outcome = (y if y.dim() == 1 else y.mean(-1)) - y.mean()
+        residuals = y - y.mean(0)
+        # Of several outputs the combination that varies most: their mean may be nothing, as of y and -y.
+        outcome = residuals if y.dim() == 1 else residuals @ torch.linalg.svd(residuals, full_matrices=False).Vh[0]
         guesses = [
             maker(column, outcome, num, self.num_components, high)
             for column, high in zip(x.unbind(-1), self._max_frequencies(x), strict=True)
@@ -265,6 +268,11 @@ class SpectralMixtureGP(AbstractProcessModel):
         """
         if self.product:
             raise ProgramError("decompose: expected a sum of components, got a product of sums. Set product=False.")
+        if not bands or not all(low < high for low, high in bands.values()):
+            raise DataError(
+                f"bands: expected at least one name with a lowest frequency below the highest, got {dict(bands)}. "
+                'Such as {"trend": (0.0, 0.5), "cycles": (0.5, math.inf)}.'
+            )
         if y.dim() != 1:
             raise DataError(f"expected one output, y of shape (n,), got {tuple(y.shape)}. Pass one column at a time.")
         process = self.condition(x, y, sites)

@@ -40,6 +40,7 @@ class StudentTProcess(AbstractProcessModel):
         noise_var: as in `probmix.models.process_model.AbstractProcessModel`.
         inducing: likewise.
         integrate_scale: likewise.
+        trend: likewise.
 
     Raises:
         ProgramError: a setting is out of its range.

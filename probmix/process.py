@@ -14,6 +14,7 @@ from probmix.gpytorch_priors import covariance_matrix
 from probmix.grids import Grid, is_even
 from probmix.jitter import factor, with_jitter
 from probmix.kronecker_solver import KroneckerSolver
+from probmix.polynomial_trend import PolynomialTrend
 from probmix.process_solvers import AbstractSolver, DenseSolver, InducingSolver
 from probmix.scale_mixture_normal import ScaleMixtureNormal, flattened, scale_mixture, with_axes
 from probmix.scale_posterior import scale_posterior
@@ -62,6 +63,7 @@ class Process:
         loc: m, a constant, ``()``, or ``(p,)`` for several outputs, which share kernel and scale.
         solver: the data seen so far; None: none.
         count: their number.
+        trend: a polynomial in the inputs that is added to the mean; None: none.
 
     Raises:
         DataError: data that do not fit each other or the process.
@@ -86,6 +88,7 @@ class Process:
     loc: Tensor
     solver: AbstractSolver | None = None
     count: int = 0
+    trend: PolynomialTrend | None = None
 
     def condition(self, x: Tensor, y: Tensor, *, inducing: Tensor | None = None, grid: Grid | None = None) -> Process:
         """Return the process given observations ``y`` ``(n,)`` or ``(n, p)`` at rows ``x`` ``(n, d)``.
@@ -102,7 +105,7 @@ class Process:
                 further data and leaves none out.
         """
         self._check(x, y)
-        residuals = (y - self.loc)[..., None] if y.dim() == 1 else y - self.loc
+        residuals = (y[:, None] if y.dim() == 1 else y) - self._mean(x)
         count = self.count + y.numel()
         if inducing is not None:
             self._check_rows(inducing, x.shape[-1])
@@ -161,7 +164,7 @@ class Process:
         self._check_rows(x)
         covariance = covariance_matrix(self.kernel, x)
         covariance = self._noisy(covariance) if noise else covariance
-        loc = self.loc.expand(x.shape[-2]) if self._single else self.loc.expand(x.shape[-2], -1)
+        loc = self._mean(x).squeeze(-1) if self._single else self._mean(x)
         if self.solver is not None:
             seen = self.solver.predict(covariance_matrix(self.kernel, self.solver.rows, x))
             covariance = seen.covariance(covariance)
@@ -217,10 +220,15 @@ class Process:
     def _single(self) -> bool:
         return self.loc.dim() == 0
 
+    def _mean(self, x: Tensor) -> Tensor:
+        """Return the mean before any data, ``(m, p)``."""
+        loc = self.loc.reshape(1, -1).expand(x.shape[-2], -1)
+        return loc if self.trend is None else loc + self.trend(x)
+
     def _marginals(self, x: Tensor, *, noise: bool) -> tuple[Tensor, Tensor]:
         """Return location and variance at s = 1, ``(*b, m, p)``."""
         var = covariance_matrix(self.kernel, x, diagonal=True)
-        loc = self.loc.reshape(1, -1).expand(x.shape[-2], -1)
+        loc = self._mean(x)
         if self.solver is not None:
             shift, var = self.solver.marginals(self.kernel, x, var)
             loc = loc + shift

@@ -48,6 +48,7 @@ MODELS: dict[str, AbstractProcessModel] = {
     "Student-t, df unknown": StudentTProcess(kernel=rbf(), df=GAMMA, noise_var=0.1),
     "Student-t through points": StudentTProcess(kernel=rbf(), inducing=X[:7]),
     "Gaussian": ScaleMixtureProcess(kernel=rbf(), scale_prior=None, noise_var=dist.HalfNormal(1.0)),
+    "Gaussian about a parabola": ScaleMixtureProcess(kernel=rbf(), scale_prior=None, trend=2),
     "half-Cauchy": ScaleMixtureProcess(kernel=rbf(), scale_prior=dist.HalfCauchy(1.0)),
     "Burr, c unknown": ScaleMixtureProcess(kernel=rbf(), scale_prior=burr),
     "log-normal through points": ScaleMixtureProcess(
@@ -132,6 +133,7 @@ def law_of(name: str, draw: int):
         return stats.invgamma(half, scale=half)
     return {
         "Gaussian": 1.0,
+        "Gaussian about a parabola": 1.0,
         "half-Cauchy": stats.halfcauchy(),
         "Burr, c unknown": stats.burr12(float(values["c"]), 2.0),
         "log-normal through points": stats.lognorm(1.0),
@@ -160,8 +162,12 @@ def test_the_program_is_the_dense_formula(name, outputs, draw):
 
     1e-6: inducing points get 1e-10 of jitter, which a condition of some 1e3 multiplies.
     """
-    y = Y[outputs].reshape(N, -1)
-    y, noise = (y - y.mean(0)).numpy(), 0.1 if "df unknown" in name else float(VALUES_OF[draw]["noise_var"])
+    y = Y[outputs].reshape(N, -1).numpy()
+    design = np.concatenate([X**power for power in range(3 if "parabola" in name else 1)], 1)
+    y, noise = (
+        y - design @ np.linalg.lstsq(design, y)[0],
+        0.1 if "df unknown" in name else float(VALUES_OF[draw]["noise_var"]),
+    )
     cov, missing = covariance(name, draw, X, X), 0.0
     if "points" in name:
         z = X[:7]
@@ -352,11 +358,32 @@ def test_equal_rows_need_noise():
     ScaleMixtureProcess(kernel=rbf()).observe(x, Y[1][:6])
 
 
+def test_a_forecast_returns_to_the_trend():
+    """Far away only the line is left; near the data it makes the answer of a line and the process on what is left."""
+    x, line = torch.linspace(0, 5, 12).double()[:, None].expand(12, 2), t([0.7])
+    y = 3 + line * x[:, 0] + 0.1 * normal(12, seed=5)
+    model = replace(MODELS["Gaussian"], trend=1)
+    seen = model.condition(x, y, sites(model, 0))
+    slope, constant = np.polyfit(x[:, 0], y, 1)
+    far = t([[1000.0, 1000.0]])
+    assert float(seen.predictive(far).mean) == pytest.approx(constant + 1000 * slope, rel=1e-9)
+    left = y - constant - slope * x[:, 0]
+    alike(
+        replace(seen, trend=None, loc=t(0.0)).predictive(x + 0.1),
+        replace(model, trend=0).condition(x, left - left.mean(), sites(model, 0)).predictive(x + 0.1),
+    )
+
+
 def test_whole_numbers_become_floating_point():
     x, y = StudentTProcess(kernel=rbf()).observe(torch.arange(6).reshape(3, 2), torch.tensor([1, 0, 2]))
     assert x.dtype == y.dtype == torch.float32
     x, y = StudentTProcess(kernel=rbf()).observe(torch.arange(6).reshape(3, 2), Y[1][:3])
     assert x.dtype == y.dtype == torch.float64
+
+
+def test_a_polynomial_leaves_nothing_to_a_process():
+    with pytest.raises(DataError, match=r"differ from a polynomial of degree 2 in x, got one. Set trend=0"):
+        replace(MODELS["Gaussian"], trend=2).observe(X, 1 + X[:, 0] - X[:, 1] ** 2)
 
 
 def test_inducing_points_of_another_shape():
@@ -381,6 +408,7 @@ def test_inducing_points_of_another_shape():
             {"noise_var": dist.Normal(0.0, 1.0)},
             "noise_var: expected a distribution of a positive number, got Normal on",
         ),
+        ({"trend": -1}, "trend: expected the degree of a polynomial, 0, 1, 2, ..., got -1"),
         ({"noise_var": t(0.1)}, "noise_var: expected a distribution of a positive number, got Tensor on None"),
         (
             {"noise_var": 0.0, "inducing": X[:7]},
