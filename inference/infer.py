@@ -63,7 +63,7 @@ def infer(
     arguments = Arguments.of(data).checked_by(program)
     program = copy.deepcopy(program) if isinstance(program, nn.Module) else program  # its parameters stay the caller's
     start = time.perf_counter()
-    with isolated(seed, dtype=arguments.dtype, device=arguments.device, threads=arguments.threads):
+    with isolated(seed, dtype=arguments.dtype, device=arguments.device, threads=arguments.threads(program)):
         posterior = _run(Problem(program, arguments, seed), method, progress)
     posterior = dataclasses.replace(posterior, seconds=time.perf_counter() - start)
     if throw and posterior.status.state == "failed":

@@ -105,7 +105,7 @@ class DataSets:
     def isolated(self, seed: int) -> Any:
         """Return the context in which everything runs: seeded, on the device and in the dtype of the data."""
         arguments = self.arguments
-        return isolated(seed, dtype=arguments.dtype, device=arguments.device, threads=arguments.threads)
+        return isolated(seed, dtype=arguments.dtype, device=arguments.device, threads=arguments.threads())
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,13 @@ class AbstractProcessModel(ABC):
             )
         return x, y
 
+    def num_elements(self, x: Tensor, y: Tensor) -> int:
+        """Return how many numbers the work of a fit goes through at a time, by which threads are chosen.
+
+        A sixteenth of a matrix: factorisations of fewer than some 1,400 rows are not worth a second thread.
+        """
+        return len(x) * len(x if self.inducing is None else self.inducing) // 16
+
     def condition(self, x: Tensor, y: Tensor, sites: Mapping[str, Tensor]) -> Process:
         """Return the process given the data, at hyperparameters ``sites`` with any leading batch ``*b`` (draws).
 

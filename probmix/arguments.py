@@ -88,10 +88,16 @@ class Arguments:
         """The device of the data."""
         return next((t.device for t in self.tensors), torch.device("cpu"))
 
-    @property
-    def threads(self) -> int | None:
-        """Threads worth using: one for small data, whose operations are over before a second thread has woken up."""
-        return 1 if sum(t.numel() for t in self.tensors) < _SMALL else None
+    def threads(self, program: object = None) -> int | None:
+        """Threads worth using: one for little work, whose operations are over before a second thread has woken up.
+
+        Args:
+            program: may say how many numbers an operation of its work goes through (``num_elements(*data)``); else
+                those of the data count.
+        """
+        count = getattr(program, "num_elements", None)
+        numbers = sum(t.numel() for t in self.tensors) if count is None else count(*self.tensors)
+        return 1 if numbers < _SMALL else None
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Arguments:
         """Return the arguments with other tensors in the place of theirs, in call order."""

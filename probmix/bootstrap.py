@@ -241,7 +241,7 @@ def standard_errors(
 
 
 def _isolated(arguments: Arguments, seed: int) -> Any:
-    return isolated(seed, dtype=arguments.dtype, device=arguments.device, threads=arguments.threads)
+    return isolated(seed, dtype=arguments.dtype, device=arguments.device, threads=arguments.threads())
 
 
 def _statistics(one: AbstractMixture, more: AbstractMixture, x: Tensor, settings: dict[str, Any]) -> Tensor:

@@ -112,7 +112,7 @@ def calibrate(
     start = time.perf_counter()
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(simulations + 1)]
     truth, arguments = _simulated(simulate, simulations, seeds[-1])
-    with isolated(seed, dtype=arguments.dtype, device=arguments.device, threads=arguments.threads):
+    with isolated(seed, dtype=arguments.dtype, device=arguments.device, threads=arguments.threads(program)):
         sets = DataSets.of(program, arguments)
         truth = _checked_truth(sets, truth)
         measure = quantities or default_quantities(sets.density)

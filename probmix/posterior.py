@@ -154,7 +154,9 @@ class AbstractPosterior(ABC):
         return poutine.substitute(self.program, self.params) if self.params else self.program
 
     def _isolated(self, seed: int) -> AbstractContextManager[None]:
-        return isolated(seed, dtype=self.arguments.dtype, device=self.arguments.device, threads=self.arguments.threads)
+        arguments = self.arguments
+        threads = arguments.threads(self.program)
+        return isolated(seed, dtype=arguments.dtype, device=arguments.device, threads=threads)
 
     def _checks(self, draws: Sites, log_likelihood: bool, predictive_draws: int) -> dict[str, Group]:
         density, groups = self.log_density, {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from probmix.arguments import Arguments
 from probmix.errors import DataError
+from probmix.models import SpectralMixtureGP
 
 
 def test_one_table_is_one_argument():
@@ -48,8 +51,18 @@ def test_dtype_and_device_follow_the_first_floats():
 
 
 def test_small_data_take_one_thread():
-    assert Arguments.of(torch.zeros(272, 2)).threads == 1
-    assert Arguments.of(torch.zeros(100_000, 2)).threads is None
+    assert Arguments.of(torch.zeros(272, 2)).threads() == 1
+    assert Arguments.of(torch.zeros(100_000, 2)).threads() is None
+
+
+def test_a_program_says_how_large_its_work_is():
+    """A process of few numbers has matrices of many; through inducing points, of fewer."""
+    model, inducing = SpectralMixtureGP(2), torch.zeros(20, 1)
+    data = {rows: Arguments.of((torch.zeros(rows, 1), torch.zeros(rows))) for rows in (300, 3000)}
+    assert data[300].threads(model) == 1
+    assert data[3000].threads(model) is None
+    assert data[3000].threads(replace(model, inducing=inducing)) == 1
+    assert data[3000].threads(lambda x, y: None) == 1
 
 
 @pytest.mark.parametrize(
