@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from probmix.inference.lbfgs import LBFGSState, Objective, start, step
+from probmix.inference.lbfgs import LBFGSState, Objective, put_rows, start, step, take_rows
 
 __all__ = ["Ascent", "ascend", "begin", "how_it_ended", "minus"]
 
@@ -54,8 +55,17 @@ def begin(log_density: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor) -> 
     return Ascent(search, (), ~search.stopped)
 
 
-def ascend(log_density: Callable[[Tensor], tuple[Tensor, Tensor]], ascent: Ascent, tolerance: float) -> Ascent:
+def ascend(
+    log_density: Callable[[Tensor], tuple[Tensor, Tensor]], ascent: Ascent, tolerance: float, *, thin: bool = False
+) -> Ascent:
     """Return the state after one block; a start is done when a block gains less than ``tolerance`` nats.
+
+    Args:
+        log_density: of ``(rows, dim)``.
+        ascent: the state before.
+        tolerance: nats.
+        thin: leave out starts that are done, once they are half: for a log density that takes its time over each row.
+            Else they go on with the others, which costs little and may find them another gain.
 
     Example:
         >>> bell = lambda z: (-0.5 * (z**2).sum(-1), -z)
@@ -64,13 +74,28 @@ def ascend(log_density: Callable[[Tensor], tuple[Tensor, Tensor]], ascent: Ascen
         >>> ascent.latest.abs(), ascent.active
         (tensor([0., 0.]), tensor([False, False]))
     """
-    search, function = ascent.search, minus(log_density)
+    rows = _left(ascent.active) if thin else None
+    before = ascent.search if rows is None else take_rows(ascent.search, rows)
+    search, function = before, minus(log_density)
     for _ in range(_EVALUATIONS):
         search = step(function, search)
-    gain = ascent.search.value - search.value
-    judged = search.iterations - ascent.search.iterations >= _FEWEST_ITERATIONS
-    after = Ascent(search, ascent.objectives, ~(search.stopped | (judged & (gain <= tolerance))))
+    judged = search.iterations - before.iterations >= _FEWEST_ITERATIONS
+    active = ~(search.stopped | (judged & (before.value - search.value <= tolerance)))
+    if rows is not None:
+        search = put_rows(ascent.search, rows, search)
+        active = torch.zeros_like(ascent.active).index_copy(0, rows, active)
+    after = Ascent(search, ascent.objectives, active)
     return after._replace(objectives=(*ascent.objectives, after.latest))
+
+
+def _left(active: Tensor) -> Tensor | None:
+    """Return the numbers of at most half of the rows, those active among them, a power of two; None: more are active.
+
+    Few sizes, because a log density is traced for each size of a batch.
+    """
+    count = int(active.sum())
+    size = 2 ** math.ceil(math.log2(max(1, count)))
+    return active.int().argsort(descending=True, stable=True)[:size] if 2 * size <= len(active) else None
 
 
 def how_it_ended(ascent: Ascent, tolerance: float) -> str | None:

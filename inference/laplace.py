@@ -107,7 +107,8 @@ class Laplace(AbstractMethod):
 
     def step(self, problem: Problem, state: Ascent) -> Ascent:
         """Return the state after one block of L-BFGS iterations of every restart that still moves."""
-        return ascend(problem.log_density.value_and_grad, state, self.tolerance)
+        density = problem.log_density
+        return ascend(density.value_and_grad, state, self.tolerance, thin=density.is_large(len(state.active)))
 
     def status(self, problem: Problem, state: Ascent) -> Status | None:
         """Return that the climb ended, or None to go on; `finish` looks at the peak and says how."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["LBFGSState", "Objective", "minimise", "start", "step"]
+__all__ = ["LBFGSState", "Objective", "minimise", "put_rows", "start", "step", "take_rows"]
 
 #: Points ``(rows, dim)`` to values ``(rows,)`` and gradients ``(rows, dim)``; what is not finite counts as a wall.
 Objective: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -16,6 +16,7 @@ Objective: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 _DECREASE, _CURVATURE = 1e-4, 0.9  # strong Wolfe constants for quasi-Newton (Nocedal and Wright 2006, section 3.1)
 _ROUNDS = 25  # evaluations in one line search, at most
 _WALLS = 2  # line searches in a row that end at a wall before a row is given up
+_PAIRS = "steps", "changes"  # in which rows are the second axis
 _SMALLEST_COSINE = 1e-10  # of step and change of gradient, below which the pair says nothing about curvature
 
 
@@ -308,6 +309,43 @@ def _cautious(gradient: Tensor) -> Tensor:
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def take_rows(state: LBFGSState, rows: Tensor) -> LBFGSState:
+    """Return the state of some rows, given their numbers ``(r,)``.
+
+    Example:
+        >>> state = start(lambda z: (z.square().sum(-1), 2 * z), torch.arange(6.0).reshape(3, 2))
+        >>> take_rows(state, torch.tensor([2])).point
+        tensor([[4., 5.]])
+    """
+
+    def taken(name: str, value: Any) -> Any:
+        if isinstance(value, Probe):
+            return Probe(*(part[rows] for part in value))
+        return value[:, rows] if name in _PAIRS else value[rows]
+
+    return LBFGSState(**{name: taken(name, value) for name, value in state._asdict().items()})
+
+
+def put_rows(state: LBFGSState, rows: Tensor, part: LBFGSState) -> LBFGSState:
+    """Return a state with some rows, given their numbers ``(r,)``, as they are in another state of r rows.
+
+    Example:
+        >>> state = start(lambda z: (z.square().sum(-1), 2 * z), torch.ones(3, 2))
+        >>> row = take_rows(state, torch.tensor([0]))._replace(point=torch.zeros(1, 2))
+        >>> put_rows(state, torch.tensor([1]), row).point
+        tensor([[1., 1.],
+                [0., 0.],
+                [1., 1.]])
+    """
+
+    def placed(name: str, value: Any, new: Any) -> Any:
+        if isinstance(value, Probe):
+            return Probe(*(a.index_copy(0, rows, b) for a, b in zip(value, new, strict=True)))
+        return value.index_copy(1 if name in _PAIRS else 0, rows, new)
+
+    return LBFGSState(**{name: placed(name, value, getattr(part, name)) for name, value in state._asdict().items()})
 
 
 def _pick(rows: Tensor, one: Probe, other: Probe) -> Probe:

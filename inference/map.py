@@ -67,7 +67,9 @@ class MAP(AbstractMethod):
 
     def step(self, problem: Problem, state: Ascent) -> Ascent:
         """Return the state after one block of L-BFGS iterations of every restart that still moves."""
-        return ascend(partial(problem.log_density.value_and_grad, jacobian=False), state, self.tolerance)
+        density = problem.log_density
+        log_posterior = partial(density.value_and_grad, jacobian=False)
+        return ascend(log_posterior, state, self.tolerance, thin=density.is_large(len(state.active)))
 
     def status(self, problem: Problem, state: Ascent) -> Status | None:
         """Return how the fit ended, or None to go on."""

@@ -37,6 +37,7 @@ from probmix.typing import FusedLogJoint, Named, NamedData, Program, Sites
 
 __all__ = ["LogDensity"]
 
+_LARGE_BATCH = 2**20
 _LARGEST_TABLE = 2**24  # numbers in the largest tensor of a batch that needs no gradient
 _CANNOT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
@@ -182,6 +183,10 @@ class LogDensity:
                 longer than about forty seconds. The rule counts operations, so the same fit takes the same path.
         """
         self._plan = Plan(batch, gradients, compile)
+
+    def is_large(self, rows: int) -> bool:
+        """Return whether so many vectors take much longer than one: they go through tables of a million numbers."""
+        return self._numbers * rows >= _LARGE_BATCH
 
     def with_data(self, data: Any) -> LogDensity:
         """Return the log density of the same program for other data of the same shapes; graphs are shared.
