@@ -369,10 +369,13 @@ class LogDensity:
             tree = TraceTreeEvaluator(proto, bool(self.discrete), self.max_plate_nesting)
             general = BatchedEinsumEvaluator(proto, bool(self.discrete), self.max_plate_nesting)
             self._pointwise = Pointwise(proto, tree, tuple(self.observed), self.discrete)
-            one, other = (torch.as_tensor(e.log_prob(self._trace(first))) for e in (tree, general))
             proto.compute_log_prob()
-        self._numbers = max(_numbers(site) for site in sample_sites(proto).values())
-        self._evaluator = tree if torch.isclose(one, other, rtol=1e-4, equal_nan=True) else general
+            self._numbers = max(_numbers(site) for site in sample_sites(proto).values())
+            self._evaluator: Any = tree
+            if not self.discrete:  # a plain sum, either way
+                return
+            one, other = (torch.as_tensor(e.log_prob(self._trace(first))) for e in (tree, general))
+            self._evaluator = tree if torch.isclose(one, other, rtol=1e-4, equal_nan=True) else general
 
     def _choose_batching(self, first: Sites) -> Batching:
         """Try how the program takes a batch of vectors, against one vector at a time."""
