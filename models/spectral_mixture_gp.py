@@ -44,6 +44,7 @@ _WEIGHT_LOG_STD = 3.0  # the default prior of a weight: within a factor of 400 o
 _BANDWIDTH_LOG_STD, _BANDWIDTH_CYCLES = 2.5, 0.5  # of a bandwidth: half a cycle over the span, within a factor of 150
 _AT_ONCE = 2**24  # numbers in the largest tensor of a decomposition
 _LONG = 2000  # rows of an even series, from which on its lags are faster than a dense factor and need less memory
+_LEAST_WEIGHT = 1e-4  # of a guess, in units of the variance of y
 _JEFFREYS = 1e-8, 1e2  # bounds of a weight, in units of the variance of y, that make Jeffreys' prior proper
 
 
@@ -208,14 +209,14 @@ class SpectralMixtureGP(AbstractProcessModel):
             y: observations.
         """
         maker = {"lomb_scargle": periodogram_guesses, "spectrum": spectrum_guesses}[name]
-        residuals = y - y.mean(0)
+        residuals = y - self._mean(x, y)
         # Of several outputs the combination that varies most: their mean may be nothing, as of y and -y.
         outcome = residuals if y.dim() == 1 else residuals @ torch.linalg.svd(residuals, full_matrices=False).Vh[0]
         guesses = [
             maker(column, outcome, num, self.num_components, high)
             for column, high in zip(x.unbind(-1), self._max_frequencies(x), strict=True)
         ]
-        return self._sites_of(guesses, y)
+        return self._sites_of(guesses, residuals)
 
     # What a fit says.
 
@@ -389,8 +390,7 @@ class SpectralMixtureGP(AbstractProcessModel):
         return [x.new_full((), value) for value in values]
 
     def _check_frequency(self, d: int, column: Tensor, high: Tensor) -> None:
-        axis = column.sort().values
-        if not is_even(axis):
+        if even_positions(column) is None:  # coordinates of a grid, or of a series, repeated or with holes
             return
         limit = nyquist(column)
         if high > limit * (1 + 1e-6):
@@ -409,10 +409,10 @@ class SpectralMixtureGP(AbstractProcessModel):
         frequencies, bandwidths = (
             torch.stack([getattr(guess, name) for guess in guesses], axis) for name in ("frequencies", "bandwidths")
         )
-        if self.product:
-            weights = torch.stack([guess.weights for guess in guesses], axis) * variance ** (1 / len(guesses))
-        else:
-            weights = torch.stack([guess.weights for guess in guesses]).mean(0) * variance
+        weights = torch.stack([guess.weights for guess in guesses], axis)
+        share = variance ** (1 / len(guesses)) if self.product else variance
+        # A peak of no power at all, as along an input with three values, has a logarithm all the same.
+        weights = (weights if self.product else weights.mean(axis)).clamp(min=_LEAST_WEIGHT) * share
         noise_var = variance * torch.stack([guess.noise_share for guess in guesses]).mean(0)
         sites = {
             "kernel.log_weights": weights.log(),

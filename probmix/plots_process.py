@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.integrate import trapezoid
 from torch.distributions import Distribution
 
 from probmix.errors import DataError
@@ -50,15 +51,19 @@ def plot_forecast(
         ['95 %', '50 %', 'median', 'observed']
         >>> plt.close(ax.figure)
     """
-    ax = new_axes(ax, (8.0, 4.0))
-    _draw_bands(ax, _axis(x_new, "x_new"), law, levels, colour(0))
+    places = _axis(x_new, "x_new")
+    curves = _curves(places, law, levels)
     if (x is None) != (y is None):
         raise DataError("expected both x and y of the observations, or neither, got one of them. Pass the other, too.")
-    if x is not None and y is not None:
-        seen, values = _axis(x, "x"), to_finite(y, "y")
-        if seen.shape != values.shape:
-            raise DataError(f"expected one y for each x, got shapes {values.shape} and {seen.shape}.")
-        ax.plot(seen, values, ".", color="0.2", markersize=3, label="observed", zorder=3)
+    observed = None if x is None or y is None else (_axis(x, "x"), to_finite(y, "y"))
+    if observed is not None and observed[0].shape != observed[1].shape:
+        raise DataError(
+            f"expected one y for each x, got shapes {observed[1].shape} and {observed[0].shape}. Pass one output."
+        )
+    ax = new_axes(ax, (8.0, 4.0))
+    _draw(ax, places, curves, colour(0))
+    if observed is not None:
+        ax.plot(*observed, ".", color="0.2", markersize=3, label="observed", zorder=3)
     ax.set(xlabel="x", ylabel="y")
     ax.legend(fontsize="small")
     return ax
@@ -88,11 +93,12 @@ def plot_parts(
     """
     if not parts:
         raise DataError("parts: expected at least one part, got none. Name a band of frequencies.")
-    fig, panels = new_panels(fig, len(parts), 1, (8.0, 1.0 + 1.8 * len(parts)))
     places = _axis(x_new, "x_new")
-    for i, (name, law) in enumerate(parts.items()):
+    curves = {name: _curves(places, law, levels) for name, law in parts.items()}
+    fig, panels = new_panels(fig, len(parts), 1, (8.0, 1.0 + 1.8 * len(parts)))
+    for i, (name, of_part) in enumerate(curves.items()):
         ax = panels[i, 0]
-        _draw_bands(ax, places, law, levels, colour(i))
+        _draw(ax, places, of_part, colour(i))
         ax.set_title(name, fontsize="medium", loc="left")
         ax.sharex(panels[0, 0])
         ax.tick_params(labelbottom=i == len(parts) - 1)
@@ -118,7 +124,7 @@ def plot_spectrum(
         ax: where to draw; a new figure if left out.
 
     Raises:
-        DataError: shapes that do not fit each other.
+        DataError: shapes that do not fit each other, values that are not finite, or a level outside 0 to 1.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -127,26 +133,46 @@ def plot_spectrum(
         ['90 % of draws', 'median']
         >>> plt.close(ax.figure)
     """
-    places, values = to_finite(frequencies, "frequencies"), np.atleast_2d(to_numbers(density, "density"))
+    places, values = to_finite(frequencies, "frequencies"), np.atleast_2d(to_finite(density, "density"))
     if places.ndim != 1 or values.ndim != 2 or values.shape[-1] != len(places):
         raise DataError(
-            f"expected frequencies (f,) and a density (f,) or (draws, f), got {places.shape} and {values.shape}."
+            f"expected frequencies (f,) and a density (f,) or (draws, f), got {places.shape} and {values.shape}. "
+            "Flatten chains of draws into one axis."
+        )
+    if not 0 < level < 1:
+        raise DataError(f"level: expected a probability strictly between 0 and 1, got {level}. Try 0.9.")
+    power = None if periodogram is None else to_finite(periodogram, "periodogram")
+    if power is not None and power.shape != places.shape:
+        raise DataError(
+            f"periodogram: expected one number for each of {len(places)} frequencies, got {power.shape}. Ask for it at "
+            "these frequencies."
         )
     ax = new_axes(ax, (8.0, 4.0))
     middle = np.median(values, 0)
     floor = max(middle.max() * _FLOOR, np.finfo(float).tiny)
-    if periodogram is not None:
-        power = to_finite(periodogram, "periodogram")
-        power = power * np.trapezoid(middle, places) / np.trapezoid(power, places)
+    if power is not None:
+        power = power * trapezoid(middle, places) / trapezoid(power, places)
         ax.plot(places, power.clip(floor), color="0.7", linewidth=0.6, label="periodogram, scaled")
     if len(values) > 1:
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0).clip(floor)
         label = f"{100 * level:g} % of draws"
         ax.fill_between(places, low, high, color=colour(0), alpha=0.3, linewidth=0, label=label)
-    ax.plot(places, middle.clip(floor), color=colour(0), label="median" if len(values) > 1 else "spectral density")
+    ax.plot(
+        places,
+        np.where(middle < floor, np.nan, middle),
+        color=colour(0),
+        label="median" if len(values) > 1 else "spectral density",
+    )
     ax.set(xlabel="frequency, cycles per unit", ylabel="spectral density", yscale="log", ylim=(floor, None))
     ax.legend(fontsize="small")
     return ax
+
+
+class _Curves(NamedTuple):
+    """What is drawn of a distribution at each place."""
+
+    edges: dict[float, FloatArray]
+    median: FloatArray
 
 
 def _axis(values: Values, name: str) -> FloatArray:
@@ -158,14 +184,23 @@ def _axis(values: Values, name: str) -> FloatArray:
     return array
 
 
-def _draw_bands(ax: Axes, places: FloatArray, law: Distribution, levels: Sequence[float], shade: Any) -> None:
+def _curves(places: FloatArray, law: Distribution, levels: Sequence[float]) -> _Curves:
+    """Return the edges of each band by its level, the widest first, and the median."""
     if law.batch_shape != (len(places),):
         raise DataError(
-            f"expected a distribution of shape ({len(places)},), one for each place, got {tuple(law.batch_shape)}."
+            f"expected a distribution of shape ({len(places)},), one for each place, got {tuple(law.batch_shape)}. "
+            "Pass the places that it was made for, and one output."
         )
     if not all(0 < level < 1 for level in levels):
-        raise DataError(f"levels: expected probabilities strictly between 0 and 1, got {list(levels)}.")
-    for level in sorted(levels, reverse=True):
-        low, high = to_numbers(quantile(law, [(1 - level) / 2, (1 + level) / 2]), "law")
+        raise DataError(
+            f"levels: expected probabilities strictly between 0 and 1, got {list(levels)}. Try (0.5, 0.95)."
+        )
+    widest_first = sorted(levels, reverse=True)
+    edges = {level: to_numbers(quantile(law, [(1 - level) / 2, (1 + level) / 2]), "law") for level in widest_first}
+    return _Curves(edges, to_numbers(quantile(law, 0.5), "law"))
+
+
+def _draw(ax: Axes, places: FloatArray, curves: _Curves, shade: str) -> None:
+    for level, (low, high) in curves.edges.items():
         ax.fill_between(places, low, high, color=shade, alpha=0.25, linewidth=0, label=f"{100 * level:g} %")
-    ax.plot(places, to_numbers(quantile(law, 0.5), "law"), color=shade, label="median")
+    ax.plot(places, curves.median, color=shade, label="median")
