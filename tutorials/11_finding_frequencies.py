@@ -314,17 +314,23 @@ torch.manual_seed(0)
 t = (6 * torch.rand(60, 1)).sort(0).values
 t = t[(t[:, 0] < 2.5) | (t[:, 0] > 3.5)]
 signal = (t[:, 0].square() / 2).sin() + 0.1 * torch.randn(len(t))
-model = SpectralMixtureGP(num_components=1, spectrum="student_t", max_frequency=2.0)
-sites = infer(model, (t, signal), climb, seed=0).sites()
-kernel = model.process(t, signal, sites).kernel
 at = torch.linspace(0, 6, 241)[:, None]
 
-covariance = kernel.derivative(t, t) + sites["noise_var"] * torch.eye(len(t))
-cross = kernel.derivative(at, t, by1=[0])  # of the slope at new times with the data
-slope = cross @ torch.linalg.solve(covariance, signal - signal.mean())
-prior_var = kernel.derivative(at[:1], at[:1], by1=[0], by2=[0])[0, 0]  # the same everywhere
-slope_std = (prior_var - (cross * torch.linalg.solve(covariance, cross.mT).mT).sum(-1)).clamp(min=0).sqrt()
 
+def slope_by(model):
+    """Mean and standard deviation of the slope, at the best hyperparameters, which come last."""
+    sites = infer(model, (t, signal), climb, seed=0).sites()
+    kernel = model.process(t, signal, sites).kernel
+    covariance = kernel.derivative(t, t) + sites["noise_var"] * torch.eye(len(t))
+    cross = kernel.derivative(at, t, by1=[0])  # of the slope at new times with the data
+    slope = cross @ torch.linalg.solve(covariance, signal - signal.mean())
+    prior_var = kernel.derivative(at[:1], at[:1], by1=[0], by2=[0])[0, 0]  # the same everywhere
+    var = prior_var - (cross * torch.linalg.solve(covariance, cross.mT).mT).sum(-1)
+    return slope, var.clamp(min=0).sqrt(), sites
+
+
+model = SpectralMixtureGP(num_components=1, spectrum="student_t", max_frequency=2.0)
+slope, slope_std, sites = slope_by(model)
 true_slope = at[:, 0] * (at[:, 0].square() / 2).cos()
 fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
 plot_forecast(at, model.predictive(at, sites, t, signal, noise=False), x=t, y=signal, levels=(0.95,), ax=left)
@@ -335,15 +341,21 @@ right.set(xlabel="t", ylabel="dy / dt", title="its slope")
 _ = right.legend(fontsize="small", loc="lower left")
 
 # %% [markdown]
-# The slope is that of the mean, to rounding, and its band knows where there are no data.
+# The slope is that of the mean, to rounding, and its band knows where there are no data. It is the band of a point
+# estimate all the same. With one broad component, little depends on the hyperparameters. With two, the fit takes a
+# narrow one for part of the function, is sure of its frequency, and **the band holds less than it promises**, as in
+# tutorial 10; the remedy is the same, draws of the posterior.
 
 # %%
 h = 1e-4
 ahead, behind = (model.predictive(at + side, sites, t, signal).mean for side in (h, -h))
 print(f"largest difference to a difference quotient: {float((slope - (ahead - behind) / (2 * h)).abs().max()):.0e}")
 assert torch.allclose(slope, (ahead - behind) / (2 * h), atol=1e-5)
-inside = float(((slope - true_slope).abs() < 1.96 * slope_std).double().mean())
-print(f"share of the true slope inside the band: {inside:.2f}")
+other = slope_by(SpectralMixtureGP(num_components=2, spectrum="student_t", max_frequency=2.0))
+inside = [
+    float(((mean - true_slope).abs() < 1.96 * std).double().mean()) for mean, std in ((slope, slope_std), other[:2])
+]
+print("share of the true slope inside the band, one component and two:", *[f"{share:.2f}" for share in inside])
 if full:
-    assert inside > 0.9
+    assert inside[0] > 0.9 > inside[1]
     assert slope_std[(at[:, 0] - 3).abs().argmin()] > 2 * slope_std.median()
