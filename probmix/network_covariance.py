@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
 from probmix.dual_activations import AbstractActivation
-from probmix.tiles import batch_first, tiles
+from probmix.opaque_operation import differentiable
+from probmix.tiles import tiles
 
 __all__ = ["WideLimit", "covariance", "tangent_covariance", "variance"]
 
@@ -90,7 +90,7 @@ def covariance(
     """
     q1 = _variances(x1, weight_var, bias_var, limit)
     q2 = q1 if symmetric else _variances(x2, weight_var, bias_var, limit)
-    return _Covariance.apply(x1, x2, q1, q2, weight_var, bias_var, _number_of(limit), symmetric)
+    return _covariance(x1, x2, q1, q2, weight_var, bias_var, _number_of(limit), symmetric)
 
 
 def variance(x1: Tensor, x2: Tensor, weight_var: Tensor, bias_var: Tensor, limit: WideLimit) -> Tensor:
@@ -192,69 +192,6 @@ def _empty_output(x1: Tensor, x2: Tensor, *others: Any) -> Tensor:
     return x1.new_empty((*batch, x1.shape[-2], x2.shape[-2]))
 
 
-@_backwards.register_fake
-def _empty_gradients(gradient: Tensor, *others: Any) -> list[Tensor]:
-    *tensors, _, _, by_rows = others
-    return [tensor.new_empty(tensor.shape) for tensor in tensors[0 if by_rows else 2 :]]
-
-
-@_forwards.register_vmap
-def _forwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-    return _forwards(*batch_first(info, axes, inputs[:6]), *inputs[6:]), 0
-
-
-@_backwards.register_vmap
-def _backwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[list[Tensor], list[int]]:
-    found = _backwards(*batch_first(info, axes, inputs[:7]), *inputs[7:])
-    shapes = [
-        tensor.shape if axis is None else tensor.select(axis, 0).shape
-        for tensor, axis in zip(inputs[:7], axes, strict=False)
-    ][-len(found) :]
-    found = [value.reshape(info.batch_size, *shape) for value, shape in zip(found, shapes, strict=True)]
-    return found, [0] * len(found)
-
-
-class _Covariance(torch.autograd.Function):
-    """The covariance, which keeps nothing but its inputs for the gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return _forwards(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:6])
-        ctx.settings = inputs[6:]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        by_rows = any(ctx.needs_input_grad[:2])
-        found = _Gradient.apply(gradient, *ctx.saved_tensors, *ctx.settings, by_rows)
-        return *(() if by_rows else (None, None)), *found, None, None
-
-
-class _Gradient(torch.autograd.Function):
-    """The gradient, which has one itself: that of its tiles as they are written."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return tuple(_backwards(*inputs))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:7])
-        ctx.settings = inputs[7:]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        pull = vjp(lambda *tensors: tuple(_gradients(*tensors, *ctx.settings)), *ctx.saved_tensors)[1]
-        return *pull(gradients), None, None, None
-
-
 def _values(
     x1: Tensor, x2: Tensor, q1: Tensor, q2: Tensor, weight_var: Tensor, bias_var: Tensor, limit: int, symmetric: bool
 ) -> Tensor:
@@ -337,3 +274,6 @@ def _at(layer: int, q1: Tensor, rows: slice, q2: Tensor, columns: slice) -> tupl
 
 def _tiles(x1: Tensor, x2: Tensor, q1: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice]]:
     return tiles(x1.shape[-2], x2.shape[-2], q1.shape[:-2].numel(), symmetric=symmetric)
+
+
+_covariance = differentiable(_forwards, _backwards, _gradients, tensors=6)

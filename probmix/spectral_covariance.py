@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
+from probmix.opaque_operation import differentiable
 from probmix.spectra import AbstractSpectrum, spectrum_of, sums
 from probmix.tiles import batch_first, tiles
 
@@ -56,7 +56,7 @@ def spectral_covariance(
     origin = (x1 if x1.shape[-2] else x2)[..., :1, :].detach()  # phases are small near it, so rounding is
     x1 = x1 - origin
     x2 = x1 if symmetric else x2 - origin
-    return _Covariance.apply(x1, x2, weights, frequencies, bandwidths, spectrum.df, symmetric)
+    return _covariance(x1, x2, weights, frequencies, bandwidths, spectrum.df, symmetric)
 
 
 # To whoever traces, each direction is one operation: the tiles of a large matrix would be thousands of nodes.
@@ -87,77 +87,12 @@ def _empty_output(
     return x1.new_empty((*torch.broadcast_shapes(*shapes), x1.shape[-2], x2.shape[-2]))
 
 
-@_backwards.register_fake
-def _empty_gradients(gradient: Tensor, *others: Any) -> list[Tensor]:
-    *tensors, _, _, by_rows = others
-    return [tensor.new_empty(tensor.shape) for tensor in tensors[0 if by_rows else 2 :]]
-
-
-@_forwards.register_vmap
-def _forwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-    return _forwards(*_batched(info, axes, inputs[:5]), *inputs[5:]), 0
-
-
-@_backwards.register_vmap
-def _backwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[list[Tensor], list[int]]:
-    gradient, *tensors = _batched(info, axes, inputs[:6], first=1)
-    found = _backwards(gradient, *tensors, *inputs[6:])
-    shapes = [
-        tensor.shape if axis is None else tensor.select(axis, 0).shape
-        for tensor, axis in zip(inputs[:6], axes, strict=False)
-    ][-len(found) :]
-    return [value.reshape(info.batch_size, *shape) for value, shape in zip(found, shapes, strict=True)], [0] * len(
-        found
-    )
-
-
-def _batched(info: Any, axes: tuple[int | None, ...], tensors: tuple[Tensor, ...], first: int = 0) -> list[Tensor]:
+def _aligned(info: Any, axes: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
     """Return tensors with the axis of a vmap in front; the weights have one axis fewer than the others."""
-    at = first + 2
+    at = len(tensors) - 3
     widened = [tensor[..., None] if i == at else tensor for i, tensor in enumerate(tensors)]
     aligned = batch_first(info, axes, widened)
     return [tensor.squeeze(-1) if i == at else tensor for i, tensor in enumerate(aligned)]
-
-
-class _Covariance(torch.autograd.Function):
-    """The covariance, which keeps nothing but its inputs for the gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return _forwards(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:5])
-        ctx.settings = inputs[5:]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        by_rows = any(ctx.needs_input_grad[:2])
-        found = _Gradient.apply(gradient, *ctx.saved_tensors, *ctx.settings, by_rows)
-        return *(() if by_rows else (None, None)), *found, None, None
-
-
-class _Gradient(torch.autograd.Function):
-    """The gradient, which has one itself: that of its tiles as they are written."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return tuple(_backwards(*inputs))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:6])
-        ctx.settings = inputs[6:]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        pull = vjp(lambda *tensors: tuple(_gradients(*tensors, *ctx.settings)), *ctx.saved_tensors)[1]
-        return *pull(gradients), None, None, None
 
 
 def _values(
@@ -254,3 +189,6 @@ class _Tile:
 def _tiles(x1: Tensor, x2: Tensor, weights: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice]]:
     batch = max(1, weights.shape.numel() // 4)  # larger tiles than others': few operations go over each
     return tiles(x1.shape[-2], x2.shape[-2], batch, symmetric=symmetric)
+
+
+_covariance = differentiable(_forwards, _backwards, _gradients, tensors=5, aligned=_aligned)
