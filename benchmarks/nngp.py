@@ -13,23 +13,20 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from nngp_sides import SIDES, Case
+from side_process import Side, sides
 
 RELATIVE = {"float64": 1e-10, "float32": 2e-5}  # of the largest number; float32 loses digits where angles are small
+SCRIPT = "nngp_sides.py"
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -39,46 +36,6 @@ ONE_THREAD = {
 }
 DEPTHS = (1, 3, 6, 12)
 COLUMNS = 10
-
-
-class Side:
-    """A process that computes one side."""
-
-    def __init__(self, python: str, name: str, dtype: str) -> None:
-        self._command = [python, str(Path(__file__).with_name("nngp_sides.py")), name, dtype]
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **ONE_THREAD},
-        )
-
-    def ask(self, **order: object) -> Any:
-        """Give an order and wait for the answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        if not (answer := self._process.stdout.readline()):
-            sys.exit(f"{' '.join(self._command)} has stopped: start it and give it {json.dumps(order)} to see why")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """Let the process end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-@contextmanager
-def sides(pythons: dict[str, str], dtype: str) -> Iterator[dict[str, Side]]:
-    """One process for each side."""
-    with ExitStack() as stack:
-        running = {name: Side(python, name, dtype) for name, python in pythons.items()}
-        for side in running.values():
-            stack.callback(side.close)
-        yield running
 
 
 @dataclass
@@ -141,7 +98,7 @@ def memory(case: Case, dtype: str, pythons: dict[str, str]) -> dict[str, float]:
     """Megabytes of each side, in a fresh process: a used one has memory to spare (Linux alone)."""
     if not Path("/proc/self/clear_refs").exists():
         return {}
-    with sides(pythons, dtype) as fresh:
+    with sides(SCRIPT, pythons, ONE_THREAD, dtype) as fresh:
         return {name: side.ask(memory=side.ask(make=asdict(case))) for name, side in fresh.items()}
 
 
@@ -161,7 +118,7 @@ def report(pythons: dict[str, str], quick: bool) -> tuple[str, list[Row]]:
     """Measure everything; tables, then ``name=value`` lines."""
     rows, by_depth, count, rounds = [], [], 500 if quick else 2_000, 3 if quick else 9
     for dtype in ("float64",) if quick else ("float64", "float32"):
-        with sides(pythons, dtype) as running:
+        with sides(SCRIPT, pythons, ONE_THREAD, dtype) as running:
             for activation in ("relu", "erf"):
                 for gradient in (False, True):
                     case = Case(activation, 3, count, COLUMNS, gradient)

@@ -23,25 +23,22 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gpytorch
 import numpy as np
 import torch
 from linear_operator.utils.errors import NanError, NotPSDError
+from side_process import Side, sides
 from spectral_sides import Problem, gpytorch_model
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -54,48 +51,9 @@ VALUE, GRADIENT, STRUCTURE = 1e-8, 1e-6, 1e-7  # agreement: of a value; of a gra
 COMPONENTS, STEPS, RATE = 8, 150, 0.1
 NEAR, WITHIN = 0.05, 0.01  # of the best optimum, nats per point; of a planted frequency, relatively
 SPAN, ROWS, TOP, NOISE_STD = 20.0, 200, 4.0, 0.3  # of planted spectra
+SCRIPT = "spectral_sides.py"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # so that what is free does not count as taken (glibc)
-
-
-class Side:
-    """A process that computes one side."""
-
-    def __init__(self, python: str, name: str, environment: Mapping[str, str]) -> None:
-        self._command = [python, str(Path(__file__).with_name("spectral_sides.py")), name]
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **ONE_THREAD, **environment},
-        )
-
-    def ask(self, **order: object) -> Any:
-        """Give an order and wait for the answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        if not (answer := self._process.stdout.readline()):
-            sys.exit(f"{' '.join(self._command)} has stopped: start it and give it {json.dumps(order)} to see why")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """Let the process end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-@contextmanager
-def sides(pythons: Mapping[str, str], **environment: str) -> Iterator[dict[str, Side]]:
-    """One process for each side."""
-    with ExitStack() as stack:
-        running = {name: Side(python, name, environment) for name, python in pythons.items()}
-        for side in running.values():
-            stack.callback(side.close)
-        yield running
 
 
 class Section(NamedTuple):
@@ -182,7 +140,7 @@ def steps(pythons: Mapping[str, str], quick: bool) -> Section:
     }
     heading = "".join(f"{f'{name} ms':>14}" for name in pythons)
     section = Section([f"{'a step':<16}{heading}{'value':>10}{'gradient':>10}"], [], [])
-    with sides(pythons) as running:
+    with sides(SCRIPT, pythons, ONE_THREAD) as running:
         for label, problem in problems.items():
             at, found = reports(running, problem)
             value, gradient = differences(found)
@@ -208,7 +166,7 @@ def large(quick: bool) -> Section:
     problems["grid_{}x{}".format(*sizes)] = grid(sizes)
     n, small = (500, (20, 25)) if quick else (2_000, (40, 50))
     checks = {f"even_{n}": series(np.arange(n) / 10, highest=5.0), "grid_{}x{}".format(*small): grid(small)}
-    with sides({"probmix": sys.executable, "dense": sys.executable}, **GIVES_BACK) as running:
+    with sides(SCRIPT, {"probmix": sys.executable, "dense": sys.executable}, ONE_THREAD | GIVES_BACK) as running:
         for label, problem in checks.items():
             value, gradient = differences(reports(running, problem)[1])
             section.claims.append(f"difference_from_dense_{label}={max(value, gradient):.0e}")
