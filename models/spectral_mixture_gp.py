@@ -57,7 +57,7 @@ class SpectralMixtureGP(AbstractProcessModel):
 
     Call it with ``(x, y)``: x ``(n, d)`` in any unit, even steps or not, y ``(n,)`` or ``(n, p)`` for p outputs that
     share kernel and noise. Sites: ``kernel.log_weights``, ``kernel.frequencies`` (cycles per unit of x),
-    ``kernel.log_bandwidths`` and ``noise_var``; in the posterior also ``weights`` and ``bandwidths`` themselves.
+    ``kernel.log_bandwidths`` and ``noise_var``; `to_arviz` has ``weights`` and ``bandwidths`` themselves, too.
 
     The likelihood of such a kernel has very many local optima. ``MAP(restarts=...)`` starts from guesses that the model
     makes from the periodogram (`starts`), runs them as one batch, keeps the best and reports all; its answer is a
@@ -286,10 +286,8 @@ class SpectralMixtureGP(AbstractProcessModel):
         parts = []
         for rows in x_new.split(max(1, _AT_ONCE // (solver.numbers_per_row * inside.numel()))):
             cross = torch.einsum("...gq,...qnm->...ngm", inside, kernel.components(solver.rows, rows))
-            seen, shape = (
-                solver.predict(cross.flatten(-2)),
-                (*own.shape[:-1], len(rows)),
-            )  # all bands as one set of rows
+            seen = solver.predict(cross.flatten(-2))  # all bands as one set of rows
+            shape = (*own.shape[:-1], len(rows))
             var = seen.variance(own.expand(shape).flatten(-2))
             parts.append((seen.shift.reshape(shape), var.reshape(shape)))
         loc, var = (torch.cat(part, -1) for part in zip(*parts, strict=True))
@@ -335,7 +333,7 @@ class SpectralMixtureGP(AbstractProcessModel):
         if grid is None:
             return super()._in_full(kernel, noise_var, factor_var, law, x, loc)
         if x.shape[-1] > 1:
-            factors = [kernel.factor(d, axis[:, None]) for d, axis in enumerate(grid.axes)]
+            factors = [kernel.factor(d, axis) for d, axis in enumerate(grid.axes)]
             covariance: AbstractCovariance = Kronecker(tuple(factors), noise_var)
         else:
             covariance = Toeplitz(noisy_column(kernel, grid.axes[0], noise_var))

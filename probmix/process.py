@@ -254,9 +254,7 @@ class Process:
             if len(grid.axes) == 1 and kernel.is_stationary and is_even(axis):
                 return ToeplitzSolver.of(grid, noisy_column(kernel, axis, self.noise_var), residuals)
             if isinstance(kernel, SpectralProductKernel):
-                return KroneckerSolver.of(
-                    grid, lambda d, a, b: kernel.factor(d, a[:, None], b[:, None]), self.noise_var, residuals
-                )
+                return KroneckerSolver.of(grid, kernel.factor, self.noise_var, residuals)
         except torch.linalg.LinAlgError as reason:
             raise ProgramError(
                 f"expected a positive definite covariance, got one that is not: {self._stated}. Add observation noise, "

@@ -30,8 +30,13 @@ class AbstractSpectralKernel(AbstractKernel):
         num_components: q.
         ard_num_dims: d, number of input columns, as in GPyTorch.
         spectrum: ``"gaussian"``, ``"student_t"`` (Matern-5/2 envelopes), or `probmix.spectra.StudentTSpectrum`.
-        priors: by name of the parameter, ``weights``, ``frequencies``, ``bandwidths``; ``log_weights`` and
-            ``log_bandwidths`` for those of a logarithm.
+        weights: first values.
+        frequencies: first values.
+        weights_prior: of the weights; likewise for the other parameters, ``log_`` for those of a logarithm.
+        log_weights_prior: in the place of that.
+        frequencies_prior: of the frequencies.
+        bandwidths_prior: of the bandwidths.
+        log_bandwidths_prior: in the place of that.
         kwargs: ``batch_shape`` and ``active_dims``, as for every GPyTorch kernel.
 
     Raises:
@@ -51,15 +56,20 @@ class AbstractSpectralKernel(AbstractKernel):
         spectrum: SpectrumName,
         weights: Tensor,
         frequencies: Tensor,
-        priors: dict[str, Prior | None],
+        *,
+        weights_prior: Prior | None = None,
+        log_weights_prior: Prior | None = None,
+        frequencies_prior: Prior | None = None,
+        bandwidths_prior: Prior | None = None,
+        log_bandwidths_prior: Prior | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(ard_num_dims=ard_num_dims, **kwargs)
         self.num_components, self.spectrum = num_components, spectrum_of(spectrum)
-        self.register("weights", weights, log_positive(), priors.get("weights"), priors.get("log_weights"))
-        self.register("frequencies", frequencies, log_positive(), priors.get("frequencies"))
+        self.register("weights", weights, log_positive(), weights_prior, log_weights_prior)
+        self.register("frequencies", frequencies, log_positive(), frequencies_prior)
         bandwidths = torch.full_like(frequencies, 0.1)
-        self.register("bandwidths", bandwidths, log_positive(), priors.get("bandwidths"), priors.get("log_bandwidths"))
+        self.register("bandwidths", bandwidths, log_positive(), bandwidths_prior, log_bandwidths_prior)
 
     def derivative(self, x1: Tensor, x2: Tensor, by1: Sequence[int] = (), by2: Sequence[int] = ()) -> Tensor:
         r"""Return derivatives of the covariance by its inputs, in closed form, ``(*b, n, m)``.
@@ -166,26 +176,13 @@ class SpectralMixtureKernel(AbstractSpectralKernel):
         num_components: int = 4,
         ard_num_dims: int = 1,
         spectrum: SpectrumName = "gaussian",
-        *,
-        weights_prior: Prior | None = None,
-        log_weights_prior: Prior | None = None,
-        frequencies_prior: Prior | None = None,
-        bandwidths_prior: Prior | None = None,
-        log_bandwidths_prior: Prior | None = None,
         **kwargs: Any,
     ) -> None:
         _check_sizes(num_components, ard_num_dims)
         batch = kwargs.get("batch_shape", torch.Size())
         weights = torch.full((*batch, num_components), 1.0 / num_components)
         frequencies = _spread(num_components)[:, None].expand(*batch, num_components, ard_num_dims).clone()
-        priors = {
-            "weights": weights_prior,
-            "log_weights": log_weights_prior,
-            "frequencies": frequencies_prior,
-            "bandwidths": bandwidths_prior,
-            "log_bandwidths": log_bandwidths_prior,
-        }
-        super().__init__(num_components, ard_num_dims, spectrum, weights, frequencies, priors, **kwargs)
+        super().__init__(num_components, ard_num_dims, spectrum, weights, frequencies, **kwargs)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return the covariance, ``(*b, n, d), (*b, m, d) -> (*b, n, m)``, or of pairs of rows ``(*b, n)``."""
@@ -253,25 +250,12 @@ class SpectralProductKernel(AbstractSpectralKernel):
         num_components: int = 4,
         ard_num_dims: int = 2,
         spectrum: SpectrumName = "gaussian",
-        *,
-        weights_prior: Prior | None = None,
-        log_weights_prior: Prior | None = None,
-        frequencies_prior: Prior | None = None,
-        bandwidths_prior: Prior | None = None,
-        log_bandwidths_prior: Prior | None = None,
         **kwargs: Any,
     ) -> None:
         _check_sizes(num_components, ard_num_dims)
         shape = (*kwargs.get("batch_shape", torch.Size()), ard_num_dims, num_components)
-        priors = {
-            "weights": weights_prior,
-            "log_weights": log_weights_prior,
-            "frequencies": frequencies_prior,
-            "bandwidths": bandwidths_prior,
-            "log_bandwidths": log_bandwidths_prior,
-        }
         weights, frequencies = torch.full(shape, 1.0 / num_components), _spread(num_components).expand(shape).clone()
-        super().__init__(num_components, ard_num_dims, spectrum, weights, frequencies, priors, **kwargs)
+        super().__init__(num_components, ard_num_dims, spectrum, weights, frequencies, **kwargs)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return the covariance, ``(*b, n, d), (*b, m, d) -> (*b, n, m)``, or of pairs of rows ``(*b, n)``."""
@@ -283,12 +267,12 @@ class SpectralProductKernel(AbstractSpectralKernel):
                 for d in range(self.ard_num_dims)
             ]
             return self._assembled(terms)[..., 0]
-        pairs = [(x1[..., d : d + 1], None if x1 is x2 else x2[..., d : d + 1]) for d in range(self.ard_num_dims)]
+        pairs = [(x1[..., d], None if x1 is x2 else x2[..., d]) for d in range(self.ard_num_dims)]
         factors = [self.factor(d, *pair) for d, pair in enumerate(pairs)]
         return math.prod(factors[1:], start=factors[0])
 
     def factor(self, d: int, x1: Tensor, x2: Tensor | None = None) -> Tensor:
-        """Return the covariance of one input, ``(*b, n, m)``, between values ``(n, 1)`` and ``(m, 1)`` of it.
+        """Return the covariance of one input, ``(*b, n, m)``, between values ``(n,)`` and ``(m,)`` of it.
 
         Without ``x2``, of values with themselves.
         """
@@ -296,7 +280,9 @@ class SpectralProductKernel(AbstractSpectralKernel):
             value[..., d, :] for value in (self.weights, self.frequencies, self.bandwidths)
         )
         parameters = weights, frequencies[..., None], bandwidths[..., None], self.spectrum
-        return spectral_covariance(x1, x1 if x2 is None else x2, *parameters, symmetric=x2 is None)
+        rows = x1[..., None]
+        columns = rows if x2 is None else x2[..., None]
+        return spectral_covariance(rows, columns, *parameters, symmetric=x2 is None)
 
     def components(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Return the covariance of every component of the first input, all others in full, ``(*b, q, n, m)``."""
@@ -304,10 +290,9 @@ class SpectralProductKernel(AbstractSpectralKernel):
         weights, frequencies, bandwidths = (
             value[..., 0, :, None] for value in (self.weights, self.frequencies, self.bandwidths)
         )
-        first, *others = ([x[..., d : d + 1] for x in (x1, x2)] for d in range(self.ard_num_dims))
-        x1, x2 = (x[..., None, :, :] for x in first)
+        rest = [self.factor(d, x1[..., d], x2[..., d])[..., None, :, :] for d in range(1, self.ard_num_dims)]
+        x1, x2 = (x[..., None, :, :1] for x in (x1, x2))
         parts = spectral_covariance(x1, x2, weights, frequencies[..., None], bandwidths[..., None], self.spectrum)
-        rest = [self.factor(d, *pair)[..., None, :, :] for d, pair in enumerate(others, 1)]
         return math.prod(rest, start=parts)
 
     def spectral_density(self, frequencies: Tensor, column: int = 0) -> Tensor:
