@@ -43,12 +43,18 @@ class _State(NamedTuple):
     agents: tuple[_Agent, ...]
     consensus: Tensor
     dual_sum: Tensor
-    penalty: Tensor
+    slopes: Tensor
+    rho: float
     bits: float = 0.0
     primal: float = math.inf
     dual: float = math.inf
     change: float = math.inf
     history: tuple[Tensor, ...] = ()
+
+    @property
+    def penalty(self) -> Tensor:
+        """Of each weight, ``(a,)``."""
+        return self.rho * self.slopes.square()
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,9 @@ class ConsensusADMM(AbstractMethod):
     :math:`\lambda_j^\top(\zeta_j - \theta) + \tfrac12 \sum_i \rho_i (\zeta_{ji} - \theta_i)^2`; the consensus is the
     mean of :math:`\zeta_j + \lambda_j / \rho`; then :math:`\lambda_j` grows by :math:`\rho (\zeta_j - \theta)`. Weights
     differ by orders of magnitude, so each has a penalty of its own, :math:`\rho_i = \rho \, t_i^2` with the mean slope
-    :math:`t_i = \mathrm{tr}(C_j^{-1} K_i)` at the first consensus: a number without units.
+    :math:`t_i = \mathrm{tr}(C_j^{-1} K_i)` at the first consensus, and anew after 1, 2, 4, ... of the first half of the
+    steps: :math:`\rho` has no units. Where only one component matters :math:`t_i^2` is how far :math:`\log |C_j|`
+    bends down, and the agents need not come to agree unless the penalty bends up by more.
 
     Where `torch.distributed` is initialised each process is one agent, called with its own rows: only sums over agents
     travel (of weights, slopes and counts), by all-reduce. Else the rows are cut into contiguous parts here, and the
@@ -77,10 +85,10 @@ class ConsensusADMM(AbstractMethod):
         parts: into which the rows are cut, a multiple of the agents; None: one for each agent.
         quantise: Delta: weights are sent as multiples of it, rounded up or down at random without bias; None: as they
             are. It must be small beside the weights that matter.
-        penalty: :math:`\rho`; residual balancing changes it.
+        penalty: :math:`\rho` at first and at least; below about 3 agents may circle about each other.
         uniform_penalty: :math:`\rho_i = \rho` for all weights, as in the paper, whose value is 1e-10.
-        balance: :math:`\rho` doubles where the primal residual exceeds so many times the dual one, and halves in the
-            opposite case.
+        balance: :math:`\rho` doubles where the primal residual exceeds so many times the dual one, and halves again in
+            the opposite case.
         max_steps: steps at most.
         tolerance: of both residuals, relatively, and of the change of the objective.
 
@@ -108,7 +116,7 @@ class ConsensusADMM(AbstractMethod):
     agents: int = 2
     parts: int | None = None
     quantise: float | None = None
-    penalty: float = 1.0
+    penalty: float = 4.0
     uniform_penalty: bool = False
     balance: float = 10.0
     max_steps: int = 300
@@ -134,10 +142,9 @@ class ConsensusADMM(AbstractMethod):
             agents.append(_Agent(covariance, climb, torch.zeros_like(climb.weights)))
         consensus = self._total(torch.stack([agent.climb.weights for agent in agents])) / self.agents
         agents = [agent._replace(climb=evaluated(agent.covariance, consensus)) for agent in agents]
-        slopes = self._total(torch.stack([agent.climb.slopes for agent in agents])) / self.agents
-        penalty = self.penalty * (torch.ones_like(slopes) if self.uniform_penalty else slopes.square())
-        bits = 4.0 * _BITS * len(slopes) * self.agents if self.agents > 1 else 0.0
-        return _State(tuple(agents), consensus, torch.zeros_like(consensus), penalty, bits)
+        slopes, bits = self._mean_slopes(agents)
+        bits += self._bits_both_ways(consensus)
+        return _State(tuple(agents), consensus, torch.zeros_like(consensus), slopes, self.penalty, bits)
 
     def step(self, problem: Problem, state: _State) -> _State:
         """Return the state after every agent's convex problem, one exchange, and the new duals."""
@@ -242,12 +249,28 @@ class ConsensusADMM(AbstractMethod):
         objective = self._log_likelihood(agents, consensus)
         before = state.history[-1][0] if state.history else objective.new_full((), math.inf)
         change = float((objective - before).abs() / objective.abs().clamp(min=1))
-        factor = 1.0
-        if len(state.history) < self.max_steps // 2:  # with a penalty that goes on changing it need not converge
-            factor = 2.0 if away > self.balance * moved else 0.5 if moved > self.balance * away else 1.0
-        entry = torch.stack([objective, *objective.new_tensor([primal, dual, bits])])
-        penalty, history = factor * state.penalty, (*state.history, entry)
-        return _State(agents, consensus, dual_sum, penalty, bits, primal, dual, change, history)
+        slopes, rho, steps = state.slopes, state.rho, len(state.history) + 1
+        if steps <= self.max_steps // 2:  # with a penalty that goes on changing it need not converge
+            if away > self.balance * moved:
+                rho = 2 * rho
+            elif moved > self.balance * away:
+                rho = max(rho / 2, self.penalty)
+            if steps.bit_count() == 1:
+                slopes, more = self._mean_slopes(agents)
+                bits += more
+        history = (*state.history, torch.stack([objective, *objective.new_tensor([primal, dual, bits])]))
+        return _State(agents, consensus, dual_sum, slopes, rho, bits, primal, dual, change, history)
+
+    def _mean_slopes(self, agents: Sequence[_Agent]) -> tuple[Tensor, float]:
+        """Return the mean of the agents' slopes, and the bits that takes; ones where penalties are uniform."""
+        if self.uniform_penalty:
+            return torch.ones_like(agents[0].climb.slopes), 0.0
+        slopes = self._total(torch.stack([agent.climb.slopes for agent in agents])) / self.agents
+        return slopes, self._bits_both_ways(slopes)
+
+    def _bits_both_ways(self, values: Tensor) -> float:
+        """Return the bits of unquantised values from every agent and back."""
+        return 2.0 * _BITS * len(values) * self.agents if self.agents > 1 else 0.0
 
     def _log_likelihood(self, agents: Sequence[_Agent], weights: Tensor) -> Tensor:
         return self._total(torch.stack([agent.covariance.at(weights).log_likelihood for agent in agents]))

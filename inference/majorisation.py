@@ -299,10 +299,12 @@ def surrogate_minimum(
 
     Example:
         >>> from probmix.spectral_grid import KernelBank, spectral_grid
-        >>> bank = KernelBank(spectral_grid("diagonal", 1, 2, bandwidth=0.0), torch.arange(4.0)[:, None])
-        >>> covariance = CovarianceSum(bank, torch.tensor([2.0, -2.0, 2.0, -2.0]), torch.tensor(1.0))
-        >>> surrogate_minimum(covariance, torch.zeros(2), torch.full((2,), 4.0), torch.tensor([True, True]))
-        tensor([0.0000, 0.7500])
+        >>> x, y = torch.arange(4.0).double()[:, None], torch.tensor([2.0, -2.0, 2.0, -2.0]).double()
+        >>> bank = KernelBank(spectral_grid("diagonal", 1, 2, bandwidth=0.0), x)
+        >>> weights, slopes = torch.zeros(2).double(), torch.full((2,), 4.0).double()
+        >>> covariance, every = CovarianceSum(bank, y, torch.ones(()).double()), torch.tensor([True, True])
+        >>> surrogate_minimum(covariance, weights, slopes, every).round(decimals=3)
+        tensor([0.0000, 0.7500], dtype=torch.float64)
     """
     at = covariance.at(weights)
     for _ in range(_ROUNDS):

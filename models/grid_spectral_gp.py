@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probmix.covariance_sum import CovarianceSum
 from probmix.errors import DataError, ProgramError
-from probmix.noise_variance import evar
+from probmix.noise_variance import evar, noise_prior
 from probmix.pairs import same_kind
 from probmix.process import Process
 from probmix.scale_mixture_normal import ScaleMixtureNormal
@@ -24,7 +24,6 @@ __all__ = ["Components", "GridSpectralGP"]
 
 _ZERO = 1e-4  # of the largest weight: the paper's bound below which a weight counts as zero
 _POINTS_SINGLE, _POINTS_EACH = 500, 100  # the paper's: of a single column, and of each of several
-_NOISE_SHARE, _NOISE_LOG_STD = 0.1, 1.5  # as in `probmix.models.process_model`
 
 
 class Components(NamedTuple):
@@ -120,8 +119,7 @@ class GridSpectralGP:
         weights = pyro.sample("weights", dist.Exponential((1 / var).expand(len(grid))).to_event(1))
         noise_var = self._noise(y)
         if noise_var is None:
-            prior = dist.LogNormal((_NOISE_SHARE * var).log(), y.new_full((), _NOISE_LOG_STD))
-            noise_var = pyro.sample("noise_var", prior)
+            noise_var = pyro.sample("noise_var", noise_prior(var))
         components = grid.values(x[:, None] - x)
         covariance = torch.einsum("...a,anm->...nm", weights, components)
         eye = torch.eye(len(y), dtype=y.dtype, device=y.device)

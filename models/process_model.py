@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 from probmix.errors import DataError, ProgramError
 from probmix.gpytorch_priors import covariance_matrix, sampled, with_values
 from probmix.jitter import with_jitter
+from probmix.noise_variance import noise_prior
 from probmix.pairs import equal_rows, same_kind
 from probmix.polynomial_trend import PolynomialTrend
 from probmix.process import Process
@@ -28,8 +29,6 @@ from probmix.scale_posterior import harmonic_mean
 from probmix.structured_normal import Dense, StructuredNormal
 
 __all__ = ["AbstractProcessModel"]
-
-_NOISE_SHARE, _NOISE_LOG_STD = 0.1, 1.5  # the default prior of the noise: median a tenth of the variance of y
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,7 +49,8 @@ class AbstractProcessModel(ABC):
 
     Args:
         noise_var: prior of :math:`\sigma^2`, in units of s, or its value. None: log-normal, median a tenth of the
-            variance of y, standard deviation of the logarithm 1.5.
+            variance of y, standard deviation of the logarithm 1.5, above a least noise without which a covariance
+            cannot be factorised (`probmix.noise_variance.least_noise`).
         inducing: rows ``(r, d)`` through which the data are seen, for more than some 5,000 rows: the collapsed lower
             bound of Titsias (2009), which a common variance leaves as it is. Without it time grows with n cubed.
         integrate_scale: False makes s a site of its own, ``scale_var``.
@@ -246,9 +246,7 @@ class AbstractProcessModel(ABC):
     def _draw_noise(self, y: Tensor) -> Tensor:
         if isinstance(self.noise_var, float | int):
             return y.new_full((), self.noise_var)
-        prior = self.noise_var
-        if prior is None:
-            prior = dist.LogNormal((_NOISE_SHARE * y.var(0).mean()).log(), y.new_full((), _NOISE_LOG_STD))
+        prior = noise_prior(y.var(0).mean()) if self.noise_var is None else self.noise_var
         return pyro.sample("noise_var", like(prior, y))
 
     def _check_settings(self, scale_prior: object | None) -> None:

@@ -11,12 +11,11 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from probmix.noise_variance import least_noise
 from probmix.spectral_grid import KernelBank
 from probmix.typing import Sites
 
 __all__ = ["CovarianceBlocks", "CovarianceSum", "Evaluated", "LinearInWeights"]
-
-_LEAST_NOISE = 1e-8  # of the mean square of the residuals
 
 #: From a factored covariance to ``z^T K_i z`` ``(k,)`` and half the curvature of ``y^T C^-1 y`` ``(k, k)``.
 Bends = Callable[["Evaluated"], tuple[Tensor, Tensor]]
@@ -91,7 +90,7 @@ class CovarianceSum:
         """Lower bounds of all weights: zero, and a little noise where it is learnt."""
         least = self.residuals.new_zeros(self.num_weights)
         if self.noise_var is None:
-            least[-1] = _LEAST_NOISE * self.residuals.square().mean()
+            least[-1] = least_noise(self.residuals.square().mean())
         return least
 
     def with_extra(self, noise_var: Tensor) -> Self:

@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import LogNormal, TorchDistribution
 from torch import Tensor
 from torch.distributions import Chi2, constraints
 
 from probmix.positive_definite import positive_definite_matrix, safe_cholesky
 
-__all__ = ["InverseWishart", "log_multigamma"]
+__all__ = ["InverseWishart", "ShiftedLogNormal", "log_multigamma"]
 
 
 def log_multigamma(value: Tensor, order: int) -> Tensor:
@@ -128,6 +128,83 @@ class InverseWishart(TorchDistribution):
             - (self.df + size + 1) * _half_log_det(value_tril)
             - scaled.square().sum((-2, -1)) / 2
         )
+
+
+class ShiftedLogNormal(TorchDistribution):
+    r"""Log-normal distribution above a bound: what exceeds the bound has a normal logarithm.
+
+    .. math:: \log (x - a) \sim N(m, s^2), \qquad x > a
+
+    Args:
+        log_loc: :math:`m`, ``(*b,)``.
+        log_std: :math:`s`, positive, ``(*b,)``.
+        least: :math:`a`, ``(*b,)``.
+        validate_args: check the arguments and values; None leaves it to torch's global setting.
+
+    Raises:
+        ValueError: ``log_std`` is not positive.
+
+    Source:
+        Johnson, Kotz and Balakrishnan (1994), Continuous univariate distributions, volume 1, chapter 14.
+
+    Example:
+        >>> import torch
+        >>> prior = ShiftedLogNormal(torch.tensor(0.0), torch.tensor(1.0), torch.tensor(0.5))
+        >>> prior.log_prob(torch.tensor(1.5)), prior.mean
+        (tensor(-0.9189), tensor(2.1487))
+    """
+
+    arg_constraints = {  # noqa: RUF012 - torch's API
+        "log_loc": constraints.real, "log_std": constraints.positive, "least": constraints.real
+    }  # fmt: skip
+    has_rsample = True
+
+    def __init__(self, log_loc: Tensor, log_std: Tensor, least: Tensor, validate_args: bool | None = None) -> None:
+        self.excess = LogNormal(log_loc, log_std, validate_args=validate_args)
+        batch_shape = torch.broadcast_shapes(self.excess.batch_shape, least.shape)
+        self.excess, self.least = self.excess.expand(batch_shape), least.expand(batch_shape)
+        super().__init__(batch_shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        """Numbers above ``least``."""
+        return constraints.greater_than(self.least)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ShiftedLogNormal:
+        """Return the same distribution with a larger batch shape."""
+        batch_shape = torch.Size(batch_shape)
+        parameters = (value.expand(batch_shape) for value in (self.log_loc, self.log_std, self.least))
+        return ShiftedLogNormal(*parameters, validate_args=self._validate_args)
+
+    @property
+    def log_loc(self) -> Tensor:
+        """``m``."""
+        return self.excess.loc
+
+    @property
+    def log_std(self) -> Tensor:
+        """``s``."""
+        return self.excess.scale
+
+    @property
+    def mean(self) -> Tensor:
+        """``a + exp(m + s^2 / 2)``."""
+        return self.least + self.excess.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """``(exp(s^2) - 1) exp(2 m + s^2)``."""
+        return self.excess.variance
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw with gradients, ``(*sample_shape, *b)``."""
+        return self.least + self.excess.rsample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, ``(*b,)``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return self.excess.log_prob(value - self.least)
 
 
 def _half_log_det(tril: Tensor) -> Tensor:

@@ -228,8 +228,8 @@ class KernelBank:
         >>> bank = KernelBank(grid, torch.arange(4.0)[:, None])
         >>> bank.num_differences, bank.combined(torch.tensor([0.0, 0.0, 1.0]))[0].round()
         (4, tensor([ 1., -1.,  1., -1.]))
-        >>> bank.inner(torch.ones(1, 4, 4)).round(decimals=2)  # of the constant and two waves with a constant
-        tensor([[16.,  0.,  0.]])
+        >>> bank.inner(torch.diag(torch.ones(4))[None]).round()  # the traces
+        tensor([[4., 4., 4.]])
     """
 
     def __init__(self, grid: SpectralGrid, x: Tensor) -> None:

@@ -11,7 +11,7 @@ import scipy.io
 import torch
 
 from probmix.errors import DataError
-from probmix.noise_variance import evar
+from probmix.noise_variance import evar, least_noise, noise_prior
 
 
 def series(n: int, noise_var: float, seed: int) -> torch.Tensor:
@@ -68,3 +68,19 @@ def test_the_papers_electricity():
 def test_wrong_data(y):
     with pytest.raises(DataError, match=r"at least 3 finite observations, \(n,\), got \(.*Estimate one series"):
         evar(y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_least_noise_keeps_a_covariance_positive_definite(dtype):
+    """A constant kernel beside it: factors exist for 200 rows; with the resolution itself as noise they need not."""
+    variance = torch.tensor(7.0, dtype=dtype)
+    alike, eye = variance * torch.ones(200, 200, dtype=dtype), torch.eye(200, dtype=dtype)
+    assert int(torch.linalg.cholesky_ex(alike + least_noise(variance) * eye)[1]) == 0
+    assert int(torch.linalg.cholesky_ex(alike + 0.1 * torch.finfo(dtype).eps * variance * eye)[1]) > 0
+
+
+def test_the_prior_is_in_units_of_the_variance():
+    one, nine = (noise_prior(torch.tensor(value, dtype=torch.float64)) for value in (1.0, 9.0))
+    assert float(nine.least / one.least) == pytest.approx(9)
+    value = torch.tensor(0.2, dtype=torch.float64)
+    assert float(nine.log_prob(9 * value)) == pytest.approx(float(one.log_prob(value)) - np.log(9))

@@ -71,7 +71,7 @@ def test_it_is_the_process_with_that_kernel(settings):
 
 
 def test_default_priors_are_the_documented_ones():
-    """By scipy: medians 2, 0.1, the variance of y and a tenth of it; all are log-normal, in any unit of y."""
+    """By scipy: medians 2, 0.1, the variance of y and, above the least noise, a tenth of it; log-normal in any unit."""
     for unit in (1.0, 1e3):
         nodes = pyro.poutine.trace(pyro.poutine.condition(ScaleMixtureNNGP(), SITES)).get_trace(X, unit * Y).nodes
         var = float((unit * Y).var())
@@ -79,7 +79,7 @@ def test_default_priors_are_the_documented_ones():
             "kernel.base_kernel.weight_var": stats.lognorm(0.5, scale=2.0),
             "kernel.base_kernel.bias_var": stats.lognorm(1.5, scale=0.1),
             "kernel.outputscale": stats.lognorm(1.5, scale=var),
-            "noise_var": stats.lognorm(1.5, scale=0.1 * var),
+            "noise_var": stats.lognorm(1.5, loc=2.0**-26 * var, scale=0.1 * var),
         }
         assert {name for name, node in nodes.items() if node["type"] == "sample"} == {*laws, "y"}
         for name, law in laws.items():

@@ -56,7 +56,7 @@ def log_joint(model: SpectralMixtureGP, sites: dict[str, Tensor], x: Tensor, y: 
     total += stats.uniform(0, high).logpdf(values["kernel.frequencies"]).sum()
     total += stats.norm(np.log(0.5 / span), 2.5).logpdf(values["kernel.log_bandwidths"]).sum()
     if model.noise_var is None:
-        total += stats.lognorm(1.5, scale=0.1 * variance).logpdf(values["noise_var"])
+        total += stats.lognorm(1.5, loc=2.0**-26 * variance, scale=0.1 * variance).logpdf(values["noise_var"])
     matrix = t(covariance(model, sites, x))
     for column in y.reshape(len(y), -1).T:
         total += float(torch.distributions.MultivariateNormal(column.mean().expand(len(y)), matrix).log_prob(column))

@@ -33,6 +33,7 @@ from probmix.inference.starts import starting_points
 from probmix.isolation import isolated
 from probmix.log_density import LogDensity
 from probmix.models import SpectralMixtureGP
+from probmix.noise_variance import least_noise
 from probmix.posterior import AbstractPosterior, load_posterior
 from probmix.relabel import Order, relabel
 
@@ -285,6 +286,21 @@ def off(model: SpectralMixtureGP, x: Tensor, y: Tensor, frequencies: Tensor, met
     fit = infer(model, (x, y), method, seed=0, throw=False)
     centres = torch.tensor(model.table(fit.sites(), x)["frequency"].to_numpy()[: len(frequencies)])
     return float(((centres[:, None] - frequencies).abs().min(0).values / frequencies).max())
+
+
+@pytest.mark.parametrize("structure", ["auto", "dense"])
+def test_observations_without_noise(structure):
+    """Likelihood has no maximum there: every start ends above the least noise, finite, and predicts to 1e-3."""
+    x = torch.linspace(0, 10, 80, dtype=torch.float64)[:, None]
+    y = (2 * torch.pi * 0.7 * x[:, 0]).sin()
+    model = SpectralMixtureGP(2, structure=structure)
+    fit = infer(model, (x, y), MAP(restarts=4), seed=0)
+    assert fit.objectives.isfinite().all()
+    least = float(least_noise(y.var()))
+    assert least < float(fit.sites()["noise_var"]) < 2 * least
+    new = torch.linspace(10, 12, 9, dtype=torch.float64)[:, None]
+    expected = (2 * torch.pi * 0.7 * new[:, 0]).sin()
+    torch.testing.assert_close(model.predictive(new, fit.sites(), x, y).mean, expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("seed", [0, 2])
