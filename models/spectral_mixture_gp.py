@@ -61,11 +61,12 @@ class SpectralMixtureGP(AbstractProcessModel):
 
     The likelihood of such a kernel has very many local optima. ``MAP(restarts=...)`` starts from guesses that the model
     makes from the periodogram (`starts`), runs them as one batch, keeps the best and reports all; its answer is a
-    start for ``NUTS`` and ``ChEES``. With ``weight_prior="jeffreys"``, flat in the logarithm, superfluous components
-    lose their weight.
+    start for ``NUTS`` and ``ChEES``. Here ``MAP(restarts=..., tolerance=0.01)`` is precise enough. With
+    ``weight_prior="jeffreys"``, flat in the logarithm, superfluous components lose most of their weight.
 
     Even steps of one input, and full grids with ``product=True``, are dealt with by their structure: an evenly spaced
-    series needs its n lags instead of n^2 pairs, a grid one factorisation for each axis.
+    series needs its n lags instead of n^2 pairs, a grid one factorisation for each axis. Scattered rows take time that
+    grows with n cubed: of some thousands fit a part first, and begin from its sites.
 
     Args:
         num_components: q.
@@ -111,8 +112,17 @@ class SpectralMixtureGP(AbstractProcessModel):
     def __post_init__(self) -> None:
         self._check_settings(None)
         spectrum_of(self.spectrum)
-        if self.num_components < 1:
-            raise ProgramError(f"num_components: expected at least 1, got {self.num_components!r}. Change the setting.")
+        if not isinstance(self.num_components, int) or self.num_components < 1:
+            raise ProgramError(
+                f"num_components: expected a whole number of at least 1, got {self.num_components!r}. Change it."
+            )
+        given = self.max_frequency
+        values = () if given is None else given if isinstance(given, Sequence) else (given,)
+        if not all(isinstance(value, int | float) and 0 < value < math.inf for value in values):
+            raise ProgramError(
+                f"max_frequency: expected a positive number of cycles per unit, or one for each input, got {given!r}. "
+                "None takes what the data allow."
+            )
         for name, value, allowed in (
             ("weight_prior", self.weight_prior, ("log_normal", "jeffreys")),
             ("structure", self.structure, get_args(_Structure)),
@@ -207,7 +217,12 @@ class SpectralMixtureGP(AbstractProcessModel):
             num: how many.
             x: rows.
             y: observations.
+
+        Raises:
+            ProgramError: no such name.
         """
+        if name not in self.start_names:
+            raise ProgramError(f"name: expected one of {list(self.start_names)}, got {name!r}. Choose one of them.")
         maker = {"lomb_scargle": periodogram_guesses, "spectrum": spectrum_guesses}[name]
         residuals = y - self._mean(x, y)
         # Of several outputs the combination that varies most: their mean may be nothing, as of y and -y.
@@ -239,7 +254,12 @@ class SpectralMixtureGP(AbstractProcessModel):
             sites: hyperparameters with any leading batch ``*b`` (draws).
             x: rows of the fit.
             column: the input.
+
+        Raises:
+            ProgramError: no such input.
         """
+        if column not in range(x.shape[-1]):
+            raise ProgramError(f"column: expected one of the {x.shape[-1]} inputs, from 0 on, got {column!r}.")
         return self._kernel_at(sites, x).spectral_density(frequencies.to(x), column).sum(-2)
 
     def decompose(
@@ -370,8 +390,9 @@ class SpectralMixtureGP(AbstractProcessModel):
         if self.structure == "grid":
             raise DataError(f'x: {said}. Fill them, or set structure="auto".')
         warnings.warn(
-            f"{said}, so that their covariance is factorised as a whole: the same answer, but slower. "
-            'structure="dense" says that this is meant.',
+            f"{said}, so that their covariance is factorised as a whole: the same answer, but slower. A fit to the "
+            "longest stretch without holes may do, with all rows to predict from. "
+            'structure="dense" says that it is meant.',
             stacklevel=2,
         )
 
@@ -381,9 +402,9 @@ class SpectralMixtureGP(AbstractProcessModel):
         if given is None:
             return [nyquist(column) for column in x.unbind(-1)]
         values = list(given) if isinstance(given, Sequence) else [given] * x.shape[-1]
-        if len(values) != x.shape[-1] or not all(0 < value < math.inf for value in values):
+        if len(values) != x.shape[-1]:
             raise ProgramError(
-                f"max_frequency: expected one positive number, or one for each of {x.shape[-1]} inputs, got {given!r}."
+                f"max_frequency: expected one number, or one for each of {x.shape[-1]} inputs, got {given!r}."
             )
         return [x.new_full((), value) for value in values]
 

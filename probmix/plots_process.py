@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ def plot_forecast(
     x: Values | None = None,
     y: Values | None = None,
     levels: Sequence[float] = (0.5, 0.95),
+    transform: Callable[[FloatArray], FloatArray] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw a predictive distribution along one input: the median, central bands, and the observations.
@@ -38,10 +39,11 @@ def plot_forecast(
         x: inputs of observations, ``(n,)`` or ``(n, 1)``.
         y: observations, ``(n,)``.
         levels: probability of each band.
+        transform: an increasing function to the scale of the picture, such as ``numpy.exp`` where y are logarithms.
         ax: where to draw; a new figure if left out.
 
     Raises:
-        DataError: shapes that do not fit each other, or a level outside 0 to 1.
+        DataError: shapes that do not fit each other, a level outside 0 to 1, or a transform that does not increase.
 
     Example:
         >>> import matplotlib.pyplot as plt, torch
@@ -52,7 +54,7 @@ def plot_forecast(
         >>> plt.close(ax.figure)
     """
     places = _axis(x_new, "x_new")
-    curves = _curves(places, law, levels)
+    curves = _curves(places, law, levels, transform)
     if (x is None) != (y is None):
         raise DataError("expected both x and y of the observations, or neither, got one of them. Pass the other, too.")
     observed = None if x is None or y is None else (_axis(x, "x"), to_finite(y, "y"))
@@ -63,7 +65,8 @@ def plot_forecast(
     ax = new_axes(ax, (8.0, 4.0))
     _draw(ax, places, curves, colour(0))
     if observed is not None:
-        ax.plot(*observed, ".", color="0.2", markersize=3, label="observed", zorder=3)
+        seen = observed[1] if transform is None else transform(observed[1])
+        ax.plot(observed[0], seen, ".", color="0.2", markersize=3, label="observed", zorder=3)
     ax.set(xlabel="x", ylabel="y")
     ax.legend(fontsize="small")
     return ax
@@ -184,7 +187,12 @@ def _axis(values: Values, name: str) -> FloatArray:
     return array
 
 
-def _curves(places: FloatArray, law: Distribution, levels: Sequence[float]) -> _Curves:
+def _curves(
+    places: FloatArray,
+    law: Distribution,
+    levels: Sequence[float],
+    transform: Callable[[FloatArray], FloatArray] | None = None,
+) -> _Curves:
     """Return the edges of each band by its level, the widest first, and the median."""
     if law.batch_shape != (len(places),):
         raise DataError(
@@ -197,7 +205,12 @@ def _curves(places: FloatArray, law: Distribution, levels: Sequence[float]) -> _
         )
     widest_first = sorted(levels, reverse=True)
     edges = {level: to_numbers(quantile(law, [(1 - level) / 2, (1 + level) / 2]), "law") for level in widest_first}
-    return _Curves(edges, to_numbers(quantile(law, 0.5), "law"))
+    median = to_numbers(quantile(law, 0.5), "law")
+    if transform is not None:
+        edges, median = {level: transform(band) for level, band in edges.items()}, transform(median)
+        if not all((low <= high).all() for low, high in edges.values()):
+            raise DataError("transform: expected an increasing function, got one that turns a band upside down.")
+    return _Curves(edges, median)
 
 
 def _draw(ax: Axes, places: FloatArray, curves: _Curves, shade: str) -> None:

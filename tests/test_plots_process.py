@@ -105,6 +105,16 @@ def test_observations_are_drawn_where_they_are(shape):
     assert labels(plot_forecast(X, LAW)) == ["95 %", "50 %", "median"]
 
 
+def test_quantiles_go_through_an_increasing_function():
+    """Of a log-normal, by scipy; observations go with them. What turns bands upside down is refused."""
+    values = normal(7, seed=4)
+    ax = plot_forecast(X, LAW, x=X, y=values, levels=[0.9], transform=np.exp)
+    law = stats.lognorm(STD, scale=np.exp(LOC))
+    np.testing.assert_allclose(bands(ax)["90 %"][1:], law.interval(0.9), rtol=1e-9)
+    np.testing.assert_allclose(line(ax, "median")[1], law.median(), rtol=1e-9)
+    np.testing.assert_allclose(line(ax, "observed")[1], np.exp(np.asarray(values)))
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +220,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: plot_forecast(X, LAW, x=X, y=X / X[0]),
         r"y: expected finite numbers, got 7 others, first at \(0,\)",
     ),
+    "falls": (lambda: plot_forecast(X, LAW, transform=np.negative), "transform: expected an increasing function, got"),
     "no parts": (lambda: plot_parts(X, {}), "parts: expected at least one part, got none. Name a band of frequencies"),
     "another part": (
         lambda: plot_parts(X, {"a": LAW, "b": dist.Normal(X[:2], 1.0)}),

@@ -244,15 +244,31 @@ def test_data_that_cannot_be_used(name):
         model.predictive(x, sites_of(model, MONTHS), x, y)
 
 
-@pytest.mark.parametrize("given", [0.0, -1.0, math.inf, math.nan, (1.0, 2.0), ()])
+@pytest.mark.parametrize("given", [0.0, -1.0, math.inf, math.nan, "12", (1.0, -2.0), torch.tensor(3.0)])
 def test_bounds_of_frequencies_that_are_none(given):
-    message = r"max_frequency: expected one positive number, or one for each of 1 inputs, got"
+    message = r"max_frequency: expected a positive number of cycles per unit, or one for each input, got"
+    with pytest.raises(ProgramError, match=message):
+        SpectralMixtureGP(Q, max_frequency=given)
+
+
+@pytest.mark.parametrize("given", [(1.0, 2.0), ()])
+def test_as_many_bounds_of_frequencies_as_inputs(given):
+    message = r"max_frequency: expected one number, or one for each of 1 inputs, got"
     with pytest.raises(ProgramError, match=message):
         SpectralMixtureGP(Q, max_frequency=given).observe(MONTHS, Y)
 
 
+def test_names_and_columns_that_are_not_there():
+    model = SpectralMixtureGP(Q)
+    with pytest.raises(ProgramError, match=r"expected one of \['lomb_scargle', 'spectrum'\], got 'peaks'"):
+        model.starts("peaks", 2, MONTHS, Y)
+    with pytest.raises(ProgramError, match="column: expected one of the 1 inputs, from 0 on, got 1"):
+        model.spectrum_at(torch.ones(1), sites_of(model, MONTHS), MONTHS, column=1)
+
+
 SETTINGS = {
-    "num_components": (0, "num_components: expected at least 1, got 0. Change the setting"),
+    "num_components": (0, "num_components: expected a whole number of at least 1, got 0. Change it"),
+    "two and a half": (2.5, "num_components: expected a whole number of at least 1, got 2.5. Change it"),
     "weight_prior": ("flat", r"weight_prior: expected one of \['log_normal', 'jeffreys'\], got 'flat'. Change the s"),
     "structure": ("toeplitz", r"structure: expected one of \['auto', 'dense', 'grid'\], got 'toeplitz'. Change the s"),
     "spectrum": ("normal", "spectrum: expected 'gaussian', 'student_t' or an object such as .*, got 'normal'"),
@@ -264,7 +280,7 @@ SETTINGS = {
 def test_settings_out_of_range(name):
     value, message = SETTINGS[name]
     with pytest.raises(ProgramError, match=message):
-        SpectralMixtureGP(**{name: value})
+        SpectralMixtureGP(**{message.split(":")[0]: value})
 
 
 @pytest.mark.parametrize(
@@ -275,7 +291,8 @@ def test_a_hole_is_told_with_the_remedy(settings, x, first):
     missing, full = 24 - len(x), 24
     message = (
         f"the inputs are a grid with {missing} of {full} points missing, the first at {first}, so that their "
-        'covariance is factorised as a whole: the same answer, but slower. structure="dense" says that this is meant'
+        "covariance is factorised as a whole: the same answer, but slower. A fit to the longest stretch without holes "
+        'may do, with all rows to predict from. structure="dense" says that it is meant'
     )
     with pytest.warns(UserWarning, match=message):
         SpectralMixtureGP(Q, **settings).observe(x, Y[: len(x)])
