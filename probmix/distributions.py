@@ -173,8 +173,8 @@ class ShiftedLogNormal(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> ShiftedLogNormal:
         """Return the same distribution with a larger batch shape."""
         batch_shape = torch.Size(batch_shape)
-        parameters = (value.expand(batch_shape) for value in (self.log_loc, self.log_std, self.least))
-        return ShiftedLogNormal(*parameters, validate_args=self._validate_args)
+        log_loc, log_std, least = (value.expand(batch_shape) for value in (self.log_loc, self.log_std, self.least))
+        return ShiftedLogNormal(log_loc, log_std, least, validate_args=self._validate_args)
 
     @property
     def log_loc(self) -> Tensor:
