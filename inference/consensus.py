@@ -85,7 +85,7 @@ class ConsensusADMM(AbstractMethod):
         parts: into which the rows are cut, a multiple of the agents; None: one for each agent.
         quantise: Delta: weights are sent as multiples of it, rounded up or down at random without bias; None: as they
             are. It must be small beside the weights that matter.
-        penalty: :math:`\rho` at first and at least; below about 3 agents may circle about each other.
+        penalty: :math:`\rho` at first and at least. Where it is below some 3, the agents may circle about each other.
         uniform_penalty: :math:`\rho_i = \rho` for all weights, as in the paper, whose value is 1e-10.
         balance: :math:`\rho` doubles where the primal residual exceeds so many times the dual one, and halves again in
             the opposite case.

@@ -37,8 +37,8 @@ __all__ = ["SpectralMixtureGP"]
 #: How the covariance of the data is dealt with.
 _Structure: TypeAlias = Literal["auto", "dense", "grid"]
 
-#: Where guesses of the components come from.
-_StartName: TypeAlias = Literal["lomb_scargle", "spectrum"]
+#: Where guesses of the components come from; the first is the default.
+_GUESSES = {"lomb_scargle": periodogram_guesses, "spectrum": spectrum_guesses}
 
 _WEIGHT_LOG_STD = 3.0  # the default prior of a weight: within a factor of 400 of an equal share, either way
 _BANDWIDTH_LOG_STD, _BANDWIDTH_CYCLES = 2.5, 0.5  # of a bandwidth: half a cycle over the span, within a factor of 150
@@ -206,7 +206,7 @@ class SpectralMixtureGP(AbstractProcessModel):
     @property
     def start_names(self) -> tuple[str, ...]:
         """Names of the ways to guess sites, for ``init``; the first is the default."""
-        return get_args(_StartName)
+        return tuple(_GUESSES)
 
     def starts(self, name: str, num: int, x: Tensor, y: Tensor) -> Sites:
         """Return random guesses of all sites, each with a leading axis of ``num``.
@@ -221,14 +221,13 @@ class SpectralMixtureGP(AbstractProcessModel):
         Raises:
             ProgramError: no such name.
         """
-        if name not in self.start_names:
-            raise ProgramError(f"name: expected one of {list(self.start_names)}, got {name!r}. Choose one of them.")
-        maker = {"lomb_scargle": periodogram_guesses, "spectrum": spectrum_guesses}[name]
+        if name not in _GUESSES:
+            raise ProgramError(f"name: expected one of {list(_GUESSES)}, got {name!r}. Choose one of them.")
         residuals = y - self._mean(x, y)
         # Of several outputs the combination that varies most: their mean may be nothing, as of y and -y.
         outcome = residuals if y.dim() == 1 else residuals @ torch.linalg.svd(residuals, full_matrices=False).Vh[0]
         guesses = [
-            maker(column, outcome, num, self.num_components, high)
+            _GUESSES[name](column, outcome, num, self.num_components, high)
             for column, high in zip(x.unbind(-1), self._max_frequencies(x), strict=True)
         ]
         return self._sites_of(guesses, residuals)

@@ -160,9 +160,9 @@ class ShiftedLogNormal(TorchDistribution):
     has_rsample = True
 
     def __init__(self, log_loc: Tensor, log_std: Tensor, least: Tensor, validate_args: bool | None = None) -> None:
-        self.excess = LogNormal(log_loc, log_std, validate_args=validate_args)
-        batch_shape = torch.broadcast_shapes(self.excess.batch_shape, least.shape)
-        self.excess, self.least = self.excess.expand(batch_shape), least.expand(batch_shape)
+        excess = LogNormal(log_loc, log_std, validate_args=validate_args)
+        batch_shape = torch.broadcast_shapes(excess.batch_shape, least.shape)
+        self.excess, self.least = excess.expand(batch_shape), least.expand(batch_shape)
         super().__init__(batch_shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)

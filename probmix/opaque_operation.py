@@ -56,20 +56,7 @@ def differentiable(
     def like_inputs(gradient: Tensor, *inputs: Any) -> list[Tensor]:
         return [tensor.new_empty(tensor.shape) for tensor in inputs[0 if inputs[-1] else 2 : tensors]]
 
-    @forwards.register_vmap
-    def forwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        return forwards(*aligned(info, axes, inputs[:tensors]), *inputs[tensors:]), 0
-
-    @backwards.register_vmap
-    def backwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[list[Tensor], list[int]]:
-        own = inputs[: tensors + 1]
-        found = backwards(*aligned(info, axes, own), *inputs[tensors + 1 :])
-        shapes = [
-            tensor.shape if axis is None else tensor.select(axis, 0).shape
-            for tensor, axis in zip(own, axes, strict=False)
-        ][-len(found) :]
-        found = [value.reshape(info.batch_size, *shape) for value, shape in zip(found, shapes, strict=True)]
-        return found, [0] * len(found)
+    _register_batching(forwards, backwards, tensors, aligned)
 
     class Value(torch.autograd.Function):
         generate_vmap_rule = True
@@ -107,3 +94,22 @@ def differentiable(
             return *pull(by_gradients), *[None] * len(ctx.settings)
 
     return Value.apply
+
+
+def _register_batching(forwards: Any, backwards: Any, tensors: int, aligned: Callable[..., list[Tensor]]) -> None:
+    """Teach both operations to run on a whole batch at once under `torch.vmap`."""
+
+    @forwards.register_vmap
+    def forwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        return forwards(*aligned(info, axes, inputs[:tensors]), *inputs[tensors:]), 0
+
+    @backwards.register_vmap
+    def backwards_batched(info: Any, axes: tuple[int | None, ...], *inputs: Any) -> tuple[list[Tensor], list[int]]:
+        own = inputs[: tensors + 1]
+        found = backwards(*aligned(info, axes, own), *inputs[tensors + 1 :])
+        shapes = [
+            tensor.shape if axis is None else tensor.select(axis, 0).shape
+            for tensor, axis in zip(own, axes, strict=False)
+        ][-len(found) :]
+        found = [value.reshape(info.batch_size, *shape) for value, shape in zip(found, shapes, strict=True)]
+        return found, [0] * len(found)

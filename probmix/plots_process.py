@@ -54,7 +54,7 @@ def plot_forecast(
         >>> plt.close(ax.figure)
     """
     places = _axis(x_new, "x_new")
-    curves = _curves(places, law, levels, transform)
+    curves = _curves(places, law, levels)
     if (x is None) != (y is None):
         raise DataError("expected both x and y of the observations, or neither, got one of them. Pass the other, too.")
     observed = None if x is None or y is None else (_axis(x, "x"), to_finite(y, "y"))
@@ -62,11 +62,13 @@ def plot_forecast(
         raise DataError(
             f"expected one y for each x, got shapes {observed[1].shape} and {observed[0].shape}. Pass one output."
         )
+    if transform is not None:
+        curves = curves.through(transform)
+        observed = observed and (observed[0], transform(observed[1]))
     ax = new_axes(ax, (8.0, 4.0))
     _draw(ax, places, curves, colour(0))
     if observed is not None:
-        seen = observed[1] if transform is None else transform(observed[1])
-        ax.plot(observed[0], seen, ".", color="0.2", markersize=3, label="observed", zorder=3)
+        ax.plot(*observed, ".", color="0.2", markersize=3, label="observed", zorder=3)
     ax.set(xlabel="x", ylabel="y")
     ax.legend(fontsize="small")
     return ax
@@ -177,6 +179,13 @@ class _Curves(NamedTuple):
     edges: dict[float, FloatArray]
     median: FloatArray
 
+    def through(self, transform: Callable[[FloatArray], FloatArray]) -> _Curves:
+        """Return them on another scale: quantiles of an increasing function are the function of the quantiles."""
+        edges = {level: transform(band) for level, band in self.edges.items()}
+        if not all((low <= high).all() for low, high in edges.values()):
+            raise DataError("transform: expected an increasing function, got one that turns a band upside down.")
+        return _Curves(edges, transform(self.median))
+
 
 def _axis(values: Values, name: str) -> FloatArray:
     """Return the values of one input, ``(n,)``."""
@@ -187,12 +196,7 @@ def _axis(values: Values, name: str) -> FloatArray:
     return array
 
 
-def _curves(
-    places: FloatArray,
-    law: Distribution,
-    levels: Sequence[float],
-    transform: Callable[[FloatArray], FloatArray] | None = None,
-) -> _Curves:
+def _curves(places: FloatArray, law: Distribution, levels: Sequence[float]) -> _Curves:
     """Return the edges of each band by its level, the widest first, and the median."""
     if law.batch_shape != (len(places),):
         raise DataError(
@@ -205,12 +209,7 @@ def _curves(
         )
     widest_first = sorted(levels, reverse=True)
     edges = {level: to_numbers(quantile(law, [(1 - level) / 2, (1 + level) / 2]), "law") for level in widest_first}
-    median = to_numbers(quantile(law, 0.5), "law")
-    if transform is not None:
-        edges, median = {level: transform(band) for level, band in edges.items()}, transform(median)
-        if not all((low <= high).all() for low, high in edges.values()):
-            raise DataError("transform: expected an increasing function, got one that turns a band upside down.")
-    return _Curves(edges, median)
+    return _Curves(edges, to_numbers(quantile(law, 0.5), "law"))
 
 
 def _draw(ax: Axes, places: FloatArray, curves: _Curves, shade: str) -> None:

@@ -106,7 +106,7 @@ def test_observations_are_drawn_where_they_are(shape):
 
 
 def test_quantiles_go_through_an_increasing_function():
-    """Of a log-normal, by scipy; observations go with them. What turns bands upside down is refused."""
+    """Of a log-normal, by scipy; observations go with them."""
     values = normal(7, seed=4)
     ax = plot_forecast(X, LAW, x=X, y=values, levels=[0.9], transform=np.exp)
     law = stats.lognorm(STD, scale=np.exp(LOC))
