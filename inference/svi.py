@@ -57,11 +57,13 @@ class SVI(AbstractMethod):
         batch_size: rows in a mini-batch; the program must take its rows by ``pyro.subsample(x, event_dim=...)``.
         max_steps: steps of one restart, at most.
         learning_rate: at first. None: 0.1 for the batched engine, where it is the share of a natural-gradient step;
-            0.03 for Adam, 0.01 with a family of the model's own.
-        window: steps between two looks at the ELBO. None: 50 for the batched engine, 150 for Adam.
+            0.03 for Adam; with a family of the model's own, as the model says.
+        window: steps between two looks at the ELBO. None: 50 for the batched engine, 150 for Adam; with a family of the
+            model's own at least those of one pass through the data.
         tolerance: smallest gain that counts, standard errors.
         num_draws: draws from the guide that go into ArviZ.
-        num_particles: draws from the guide in each step, an even number: they come in pairs; Pyro's engine takes one.
+        num_particles: draws from the guide in each step. None: 10, or as a model with a family of its own says. An even
+            number for Gaussian guides, whose draws come in pairs; Pyro's engine takes one.
         compile: as in `probmix.log_density.LogDensity.plan`, for the batched engine: ``"auto"`` where a compiler is
             present and the fit is long enough to pay for it.
 
@@ -94,7 +96,7 @@ class SVI(AbstractMethod):
     window: int | None = None
     tolerance: float = 1.0
     num_draws: int = 1000
-    num_particles: int = 10
+    num_particles: int | None = None
     compile: Compile = "auto"
 
     def __post_init__(self) -> None:
@@ -106,8 +108,8 @@ class SVI(AbstractMethod):
         rate = self.learning_rate
         require(rate is None or rate > 0, "learning_rate", "a positive number", rate)
         require(self.batch_size is None or self.batch_size >= 1, "batch_size", "None or at least 1", self.batch_size)
-        even = self.num_particles >= 2 and self.num_particles % 2 == 0
-        require(even, "num_particles", "an even number of at least 2", self.num_particles)
+        num = self.num_particles
+        require(num is None or num >= 1, "num_particles", "None or at least 1", num)
 
     def start(self, problem: Problem) -> SVIState:
         """Return the first state: the engine for this problem, at its starting points."""
@@ -150,22 +152,26 @@ class SVI(AbstractMethod):
             require(self.restarts == 1, "restarts", "1, as the model says where its family starts", self.restarts)
             require(self.init == "auto", "init", '"auto", as the model says where its family starts', self.init)
             return StructuredEngine(
-                problem.program, self.batch_size, self.max_steps, learning_rate=self.learning_rate or 0.01,
-                window=self.window or 150, tolerance=self.tolerance, num_particles=self.num_particles,
+                problem.program, self.batch_size, self.max_steps, learning_rate=self.learning_rate,
+                window=self.window, tolerance=self.tolerance, num_particles=self.num_particles,
             )  # fmt: skip
         if callable(self.guide) or self.batch_size is not None or parameters_of(problem):
             return PyroEngine(
                 self.guide, self.restarts, self.init, self.batch_size, self.max_steps,
                 learning_rate=self.learning_rate or 0.03, window=self.window or 150, tolerance=self.tolerance,
             )  # fmt: skip
+        num = 10 if self.num_particles is None else self.num_particles
+        require(num % 2 == 0, "num_particles", "an even number, as draws come in pairs", num)
         return BatchedEngine(
             self.guide, self.restarts, self.init, self.max_steps,
             learning_rate=self.learning_rate or 0.1, window=self.window or 50, tolerance=self.tolerance,
-            num_particles=self.num_particles, compile=self.compile,
+            num_particles=num, compile=self.compile,
         )  # fmt: skip
 
     def _judged(self, status: Status, result: Result) -> Status:
         usable = int(result.elbos.isfinite().sum())
+        if result.status is not None:
+            return result.status
         if not usable:
             return Status(
                 "failed",

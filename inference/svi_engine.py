@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from probmix.amortised_guide import AmortisedGuide
 from probmix.guides import NormalGuide, ProgramGuide
 from probmix.importance import Importance
 from probmix.inference.method import Problem
 from probmix.scale_mixture_guide import ScaleMixtureGuide
+from probmix.status import Status
 from probmix.typing import Program, Sites
 
 __all__ = ["DROP", "DROPS", "AbstractEngine", "family_name", "stalled"]
@@ -63,15 +65,17 @@ class Result(NamedTuple):
         elbos: ELBO of every restart, ``(restarts,)``.
         history: ELBO estimates of every step, ``(restarts, steps)``, NaN after a restart's end.
         program: the program that the guide is about, where the fit has changed it.
+        status: how the run ended, where that was not by its rule, the step limit or the user.
     """
 
-    guide: NormalGuide | ProgramGuide | ScaleMixtureGuide
+    guide: NormalGuide | ProgramGuide | ScaleMixtureGuide | AmortisedGuide
     params: Sites
     importance: Importance
     converged: bool
     elbos: Tensor
     history: Tensor
     program: Program | None = None
+    status: Status | None = None
 
 
 class AbstractEngine(ABC):

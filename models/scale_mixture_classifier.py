@@ -16,12 +16,12 @@ from torch.distributions import biject_to
 
 from probmix.batching import batched
 from probmix.dual_activations import ActivationName
-from probmix.errors import DataError, ProgramError
+from probmix.errors import DataError, MethodError, ProgramError
 from probmix.gpytorch_priors import SitePrior, covariance_matrix, prior_sites, sampled, with_values
 from probmix.models.scale_mixture_nngp import ScaleMixtureNNGP
 from probmix.posterior import AbstractPosterior, GuidePosterior
 from probmix.scale_mixture_guide import ScaleMixtureGuide, normal_points
-from probmix.typing import Dims, Sites
+from probmix.typing import Dims, OwnSettings, Sites
 
 __all__ = ["ScaleMixtureClassifier"]
 
@@ -201,6 +201,10 @@ class ScaleMixtureClassifier:
 
     # What SVI asks for.
 
+    def svi_settings(self, num_rows: int) -> OwnSettings:
+        """Return the defaults: ten draws, in pairs."""
+        return OwnSettings()
+
     def first_parameters(self, x: Tensor, y: Tensor) -> Sites:
         """Return unconstrained parameters to start from: q(s) is the prior, the kernel as it is."""
         kernel, inducing = self._kernel_like(x), self.inducing_rows(x, y)
@@ -217,8 +221,8 @@ class ScaleMixtureClassifier:
             parameters |= {"log_concentration": law.concentration.log(), "log_rate": law.rate.log()}
         return parameters
 
-    def guide(self, parameters: Sites) -> ScaleMixtureGuide:
-        """Return the guide that parameters stand for."""
+    def guide(self, parameters: Sites, *data: Tensor) -> ScaleMixtureGuide:
+        """Return the guide that parameters stand for, whatever the data."""
         free, inducing = parameters["tril"], parameters["inducing"]
         if self.covariance == "diagonal":
             tril = free.exp()
@@ -243,6 +247,11 @@ class ScaleMixtureClassifier:
         Only the normaliser of the softmax is estimated, by pairs of draws of the Student-t on both sides of its centre,
         new ones for each row.
         """
+        if num_particles % 2:
+            raise MethodError(
+                f"num_particles: expected an even number, as draws come in pairs, got {num_particles}. Change the "
+                "setting num_particles=."
+            )
         guide = self.guide(parameters)
         loc, var = guide.marginals(*self._given_by(guide, x))
         spread = var.sqrt() * guide.draw_units(num_particles // 2, len(x))

@@ -61,8 +61,9 @@ class Arguments:
         if not isinstance(program, Observing):
             return self
         values = [*self.args, *(self.kwargs or {}).values()]
-        names = list(inspect.signature(program.observe).parameters)
-        if len(values) != len(names) or not all(isinstance(value, Tensor) for value in values):
+        signature = inspect.signature(program.observe)
+        names = [f"*{name}" if p.kind is p.VAR_POSITIONAL else name for name, p in signature.parameters.items()]
+        if not _takes(signature, values) or not all(isinstance(value, Tensor) for value in values):
             tables = "one table of data" if len(names) == 1 else f"{len(names)} tables of data ({', '.join(names)})"
             remedy = "the table itself" if len(names) == 1 else f"({', '.join(names)})"
             raise DataError(
@@ -131,6 +132,14 @@ class Arguments:
     def call(self, program: Program) -> Any:
         """Return ``program(*args, **kwargs)``."""
         return program(*self.args, **(self.kwargs or {}))
+
+
+def _takes(signature: inspect.Signature, values: Sequence[Any]) -> bool:
+    try:
+        signature.bind(*values)
+    except TypeError:
+        return False
+    return True
 
 
 def _tensor(value: Any, name: str) -> Any:

@@ -15,10 +15,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from probmix.amortised_guide import AmortisedGuide
 from probmix.arguments import Arguments
 from probmix.arviz import Group, convert
 from probmix.errors import DataError, MethodError, ProgramError
 from probmix.guides import ConjugateGuide, NormalGuide, ProgramGuide
+from probmix.importance_guide import ImportanceGuide
 from probmix.isolation import isolated
 from probmix.large_arrays import joined
 from probmix.log_density import LogDensity
@@ -26,7 +28,7 @@ from probmix.scale_mixture_guide import ScaleMixtureGuide
 from probmix.simulation import simulate, trace_sites
 from probmix.status import Status
 from probmix.storage import Missing, read, write
-from probmix.typing import Dims, OwnGuide, Program, Sites
+from probmix.typing import Dims, ImplicitModel, OwnGuide, Program, Sites
 
 __all__ = ["AbstractPosterior", "DrawsPosterior", "GuidePosterior", "PointPosterior", "load_posterior"]
 
@@ -232,7 +234,7 @@ class GuidePosterior(AbstractPosterior):
         log_evidence: an estimate of ``log p(data)``, nats, where the method gives one (Laplace, VB).
     """
 
-    guide: NormalGuide | ProgramGuide | ConjugateGuide | ScaleMixtureGuide
+    guide: NormalGuide | ProgramGuide | ConjugateGuide | ScaleMixtureGuide | AmortisedGuide | ImportanceGuide
     elbo: tuple[float, float]
     elbos: Tensor
     pareto_k: float = float("nan")
@@ -254,7 +256,8 @@ class GuidePosterior(AbstractPosterior):
     @property
     def _traced(self) -> Any:
         """A guide that knows its sites needs no trace of the program, which for many rows is not free."""
-        return None if isinstance(self.guide, ConjugateGuide | ScaleMixtureGuide) else self.log_density
+        knows = isinstance(self.guide, ConjugateGuide | ScaleMixtureGuide | AmortisedGuide | ImportanceGuide)
+        return None if knows else self.log_density
 
     def _own_groups(self) -> dict[str, Group]:
         draws = {name: value[None] for name, value in self.sample(self.num_draws, seed=self.seed).items()}
@@ -330,6 +333,8 @@ def load_posterior(
     if program is not None:
         if isinstance(posterior, GuidePosterior) and isinstance(program, OwnGuide):
             program = program.fitted(posterior.guide)
+        if isinstance(posterior, PointPosterior) and isinstance(program, ImplicitModel):
+            program = program.with_parameters(posterior.point, *posterior.args)
         posterior = dataclasses.replace(posterior, program=program)
     if data is not None:
         posterior = dataclasses.replace(posterior, arguments=Arguments.of(data).checked_by(posterior.program))

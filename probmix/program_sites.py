@@ -11,6 +11,7 @@ from pyro.distributions import Unit
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
 from probmix.arguments import Arguments
@@ -191,6 +192,10 @@ def refuse_unsupported(trace: poutine.Trace, params: Sites) -> None:
             )
 
 
+def _of_mixture(support: Constraint) -> bool:
+    return type(support).__name__ == "MixtureSameFamilyConstraint"
+
+
 def latent_sites(trace: poutine.Trace) -> tuple[LatentSite, ...]:
     """Return the continuous latent sites and their places in the flat vector.
 
@@ -207,7 +212,9 @@ def latent_sites(trace: poutine.Trace) -> tuple[LatentSite, ...]:
     for name, site in sample_sites(trace).items():
         if site["is_observed"] or site["fn"].support.is_discrete:
             continue
-        transform = biject_to(site["fn"].support)
+        support = site["fn"].support
+        # torch's mixtures wrap the support that their components share, and have no transform for the wrapped one
+        transform = biject_to(getattr(support, "base_constraint", support) if _of_mixture(support) else support)
         free = transform.inv(site["value"])
         stop = start + free.numel()
         sites.append(LatentSite(name, transform, site["value"].shape, free.shape, slice(start, stop)))

@@ -56,8 +56,10 @@ def write(path: str | Path, value: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encode(value, tensors))
+    part = Path(f"{path}.part")  # so that a file that is there stays whole if writing is broken off
     try:
-        save_file(tensors, str(path), metadata={"probmix": text})
+        save_file(tensors, str(part), metadata={"probmix": text})
+        part.replace(path)
     except (OSError, SafetensorError) as reason:
         raise DataError(f"expected a writable file, cannot write {path}: {reason}. Choose another path.") from reason
 

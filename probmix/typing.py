@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -15,12 +15,16 @@ __all__ = [
     "ConjugateMixture",
     "Dims",
     "FusedLogJoint",
+    "Generative",
+    "ImplicitModel",
     "LatentScale",
     "Named",
     "NamedData",
     "Observing",
     "OwnGuide",
+    "OwnSettings",
     "Program",
+    "RowLatents",
     "Sites",
     "Starting",
 ]
@@ -91,9 +95,31 @@ class FusedLogJoint(Protocol):
         ...
 
 
+class OwnSettings(NamedTuple):
+    """What a program with its own variational family wants of SVI where the user does not say.
+
+    Args:
+        num_particles: draws for each row in each step.
+        last_particles: draws for each row in the estimate of the ELBO after the fit.
+        learning_rate: of Adam, at first.
+
+    Example:
+        >>> OwnSettings().num_particles
+        10
+    """
+
+    num_particles: int = 10
+    last_particles: int = 1000
+    learning_rate: float = 0.01
+
+
 @runtime_checkable
 class OwnGuide(Protocol):
     """A program that brings its own variational family for SVI: parameters, a bound, and what they stand for."""
+
+    def svi_settings(self, num_rows: int) -> OwnSettings:
+        """Return the defaults of a fit to so many rows."""
+        ...
 
     def first_parameters(self, *data: Tensor) -> Sites:
         """Return unconstrained parameters to start from."""
@@ -103,12 +129,87 @@ class OwnGuide(Protocol):
         """Return independent estimates of the bound ``(j,)``, from some of the ``num_rows`` rows of the data."""
         ...
 
-    def guide(self, parameters: Sites) -> Any:
-        """Return the guide that parameters stand for."""
+    def guide(self, parameters: Sites, *data: Tensor) -> Any:
+        """Return the guide that parameters stand for, of all the data."""
         ...
 
     def fitted(self, guide: Any) -> Program:
         """Return the program that a guide is about: what was fitted beside the sites has its fitted value."""
+        ...
+
+
+@runtime_checkable
+class Generative(Protocol):
+    """A trained generator with a mixture of Gaussians as the prior of its latent vectors."""
+
+    latent: Any
+
+    def generate(self, z: Tensor) -> Tensor:
+        """Return data ``(*n, *shape)`` of latent vectors ``(*n, d)``."""
+        ...
+
+
+@runtime_checkable
+class RowLatents(Protocol):
+    """A program whose rows have independent latent vectors of their own, with a mixture as their prior."""
+
+    @property
+    def model(self) -> Generative:
+        """The generator."""
+        ...
+
+    def log_joint_rows(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return ``log p(x, z)`` of latent vectors ``(*b, n, d)`` for rows ``(n, *shape)``, ``(*b, n)``."""
+        ...
+
+    def nearest(self, num: int, x: Tensor, *, each_component: bool = False) -> tuple[Tensor, Tensor]:
+        """Return guesses for each row, best first, and how far off they are."""
+        ...
+
+
+@runtime_checkable
+class ImplicitModel(Protocol):
+    """A model that is known by its draws, and the discriminator that adversarial training needs beside them.
+
+    It is a `torch.nn.Module`. Outputs of the discriminator are read by the model alone: which of them are scores of
+    classes and which recognise components.
+    """
+
+    latent: Any
+    generator: Any
+    discriminator: Any
+    recognise: bool
+
+    def built_for(self, *data: Tensor) -> Any:
+        """Return a copy with all networks, for data of this shape."""
+        ...
+
+    def with_parameters(self, parameters: Sites, *data: Tensor) -> Any:
+        """Return a copy with these parameters, for data of this shape."""
+        ...
+
+    def rsample(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return data, latent vectors and components, with gradients."""
+        ...
+
+    def judge(self, x: Tensor) -> Tensor:
+        """Return the outputs of the discriminator ``(n, S)``."""
+        ...
+
+    def real_score(self, outputs: Tensor, label: Tensor | None) -> Tensor:
+        """Return the scores of real data of a class, ``(n,)``."""
+        ...
+
+    def fake_score(self, outputs: Tensor, component: Tensor) -> Tensor:
+        """Return the scores of generated data that the discriminator lowers, ``(n,)``."""
+        ...
+
+    def wanted_score(self, outputs: Tensor, component: Tensor) -> Tensor:
+        """Return the scores of generated data that the generator raises, ``(n,)``."""
+        ...
+
+    def component_logits(self, outputs: Tensor) -> Tensor:
+        """Return log probabilities of components, but for a constant, ``(n, K)``."""
         ...
 
 

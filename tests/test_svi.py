@@ -169,13 +169,18 @@ def test_warm_start_from_another_fit():
         ({"learning_rate": 0.0}, "learning_rate: expected a positive number, got 0.0"),
         ({"batch_size": 0}, "batch_size: expected None or at least 1, got 0"),
         ({"max_steps": 0}, "max_steps: expected at least 1, got 0"),
-        ({"num_particles": 5}, "num_particles: expected an even number of at least 2, got 5"),
+        ({"num_particles": 0}, "num_particles: expected None or at least 1, got 0"),
         ({"window": 1}, "window: expected None or at least 2, got 1"),
     ],
 )
 def test_settings_out_of_range(settings, message):
     with pytest.raises(MethodError, match=message):
         SVI(**settings)
+
+
+def test_draws_that_come_in_pairs_are_even_in_number():
+    with pytest.raises(MethodError, match="num_particles: expected an even number, as draws come in pairs, got 5"):
+        infer(gamma_poisson, COUNTS, SVI(num_particles=5), seed=0)
 
 
 # --- the batched engine: a regression whose posterior is Gaussian, in awkward units ---------------------------------

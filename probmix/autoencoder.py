@@ -1,0 +1,191 @@
+"""The data and the networks of an autoencoder, checked before a fit: what does not fit together, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from probmix.errors import DataError, ProgramError
+from probmix.networks import decoder_network, encoder_network
+
+__all__ = [
+    "ROWS",
+    "Codes",
+    "Generated",
+    "checked_labels",
+    "checked_rows",
+    "in_blocks",
+    "networks_for",
+    "with_parameters",
+]
+
+ROWS = 1000  # in one pass through a network without gradients
+
+
+class Codes(NamedTuple):
+    """Normals of latent vectors, one for each row.
+
+    Args:
+        loc: means, ``(n, d)``.
+        std: standard deviations, ``(n, d)``.
+
+    Example:
+        >>> Codes(torch.zeros(3, 2), torch.ones(3, 2)).loc.shape
+        torch.Size([3, 2])
+    """
+
+    loc: Tensor
+    std: Tensor
+
+
+class Generated(NamedTuple):
+    """New data.
+
+    Args:
+        x: means, or draws, ``(n, *shape)``.
+        z: latent vectors that they were decoded from, ``(n, d)``.
+        component: which component those come from, ``(n,)``; of a `FactoredLatent` ``(n, P)``.
+
+    Example:
+        >>> Generated(torch.zeros(3, 8), torch.zeros(3, 2), torch.zeros(3)).x.shape
+        torch.Size([3, 8])
+    """
+
+    x: Tensor
+    z: Tensor
+    component: Tensor
+
+
+def checked_rows(x: Tensor) -> Tensor:
+    """Return data ``(n, *shape)`` as floating-point numbers.
+
+    Raises:
+        DataError: no rows, no columns, or not finite.
+
+    Example:
+        >>> checked_rows(torch.zeros(2, 3, dtype=torch.uint8)).dtype
+        torch.float32
+    """
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    if x.dim() < 2 or not x.numel():
+        raise DataError(
+            f"x: expected rows (n, d) or images (n, channels, height, width), got {tuple(x.shape)}. A single column is "
+            "x[:, None]."
+        )
+    bad = (~x.flatten(1).isfinite()).any(-1).nonzero()
+    if len(bad):
+        row = x[bad[0, 0]].flatten()
+        raise DataError(
+            f"x: expected finite numbers, got {float(row[~row.isfinite()][0])} in row {int(bad[0, 0])}. Drop such "
+            "rows, or fill them in."
+        )
+    return x
+
+
+def checked_labels(name: str, y: Tensor, num_rows: int, num_classes: int) -> Tensor:
+    """Return labels ``(n,)`` as whole numbers, -1 where there is none.
+
+    Raises:
+        DataError: another shape, or a class that there is not.
+
+    Example:
+        >>> checked_labels("y", torch.tensor([0.0, -1.0]), 2, 3)
+        tensor([ 0, -1])
+    """
+    if y.shape != (num_rows,):
+        raise DataError(
+            f"{name}: expected a label for each of {num_rows} rows, got {tuple(y.shape)}. Use -1 where there is none; "
+            "of one-hot labels take y.argmax(-1)."
+        )
+    bad = ((y != y.long()) | (y < -1) | (y >= num_classes)).nonzero()
+    if len(bad):
+        raise DataError(
+            f"{name}: expected labels 0 to {num_classes - 1}, or -1 where there is none, got {y[bad[0, 0]]} in row "
+            f"{int(bad[0, 0])}. Number the classes from 0, as `labels` of the prior does."
+        )
+    return y.long()
+
+
+def networks_for(
+    x: Tensor, dim: int, encoder: nn.Module | None, decoder: nn.Module | None, width: int
+) -> tuple[nn.Module, nn.Module]:
+    """Return an encoder and a decoder for data ``(n, *shape)``: those given, tried on two rows, or default ones.
+
+    Args:
+        x: data.
+        dim: d, length of the latent vector.
+        encoder: from data to ``(n, 2 d)``, or None.
+        decoder: from ``(n, d)`` to data, or None.
+        width: units of a hidden layer of the default networks.
+
+    Raises:
+        ProgramError: the output of a network has another shape.
+
+    Example:
+        >>> encoder, decoder = networks_for(torch.zeros(5, 3), 2, None, None, 8)
+        >>> encoder(torch.zeros(1, 3)).shape, decoder(torch.zeros(1, 2)).shape
+        (torch.Size([1, 4]), torch.Size([1, 3]))
+    """
+    shape = tuple(x.shape[1:])
+    encoder = (encoder_network(shape, 2 * dim, width=width) if encoder is None else encoder).to(x)
+    decoder = (decoder_network(dim, shape, width=width) if decoder is None else decoder).to(x)
+    _try("encoder", encoder, x[:2], (2 * dim,), "the means and the log standard deviations of the latent vectors")
+    _try("decoder", decoder, x.new_zeros(len(x[:2]), dim), shape, "one number for each of the data")
+    return encoder, decoder
+
+
+def in_blocks(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, rows: int = ROWS) -> tuple[Tensor, ...]:
+    """Return the results, tuples of tensors, of a function of some rows, for all rows.
+
+    Example:
+        >>> in_blocks(lambda rows: (2 * rows,), torch.ones(3), 2)
+        (tensor([2., 2., 2.]),)
+    """
+    return tuple(map(torch.cat, zip(*(function(block) for block in x.split(rows)), strict=True)))
+
+
+def with_parameters(owner: nn.Module, parameters: Mapping[str, Tensor], method: Callable[..., Any], *args: Any) -> Any:
+    """Return ``method(owner, *args)`` with other tensors in the place of some of its parameters.
+
+    Example:
+        >>> linear = nn.Linear(2, 1)
+        >>> with_parameters(linear, {"bias": torch.ones(1)}, lambda module: module.bias)
+        tensor([1.])
+    """
+    return functional_call(_Method(owner, method), {f"owner.{name}": p for name, p in parameters.items()}, args)
+
+
+class _Method(nn.Module):
+    """A method of a module as a module itself, as `functional_call` wants it."""
+
+    def __init__(self, owner: nn.Module, method: Callable[..., Any]) -> None:
+        super().__init__()
+        self.owner, self.method = owner, method
+
+    def forward(self, *args: Any) -> Any:
+        return self.method(self.owner, *args)
+
+
+def _try(name: str, network: nn.Module, rows: Tensor, shape: Sequence[int], what: str) -> None:
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            output = network(rows)
+    except RuntimeError as reason:
+        raise ProgramError(
+            f"{name}: expected a network of inputs {tuple(rows.shape)}, got an error: {reason}. Change its first layer."
+        ) from reason
+    finally:
+        network.train(training)
+    expected = (len(rows), *shape)
+    if not isinstance(output, Tensor) or tuple(output.shape) != expected:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ProgramError(
+            f"{name}: expected an output of shape {expected} for {len(rows)} rows, {what}, got {got}. Change its last "
+            "layer, or leave it out for a default network."
+        )
