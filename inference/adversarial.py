@@ -19,7 +19,7 @@ from probmix.inference.adversarial_players import Players, Snapshot, read_checkp
 from probmix.inference.method import AbstractMethod, Problem, common, require
 from probmix.posterior import PointPosterior
 from probmix.status import Status
-from probmix.typing import ImplicitModel, Sites
+from probmix.typing import ImplicitModel
 
 __all__ = ["Adversarial"]
 
@@ -29,20 +29,39 @@ _CRITIC_STEPS = {"non_saturating": 1, "wasserstein": 5, "hinge": 1}  # 5: Arjovs
 _WON = 0.01  # a discriminator's loss below which its slope tells the generator nothing, nats
 
 
+class Tally(NamedTuple):
+    """Sums since the last look.
+
+    Args:
+        losses: of discriminator and generator, ``(2,)``.
+        score: of each component's data, ``(K,)``.
+        drawn: how many there were of each, ``(K,)``.
+    """
+
+    losses: Tensor
+    score: Tensor
+    drawn: Tensor
+
+    def add(self, losses: list[Tensor], score: Tensor, component: Tensor) -> Tally:
+        """Return the sums after a step."""
+        drawn = self.drawn + torch.bincount(component, minlength=len(self.drawn))
+        return Tally(self.losses + torch.stack(losses), self.score.index_add(0, component, score), drawn)
+
+
 class AdversarialState(NamedTuple):
     """Where the game is.
 
     Args:
         players: networks and optimisers, which each step changes in place.
         iteration: steps done.
-        sums: losses of discriminator and generator, summed since the last look, ``(2,)``.
+        tally: sums since the last look.
         good: everything as it was at the last look at which both losses were numbers.
         lost: whose loss was not a number, and when; empty as long as all is well.
     """
 
     players: Players
     iteration: int
-    sums: Tensor
+    tally: Tally
     good: Snapshot
     lost: str
 
@@ -59,9 +78,11 @@ class Adversarial(AbstractMethod):
     as many steps as it is told. The answer is a point: parameters of networks, the generator's averaged over steps.
     ``fit.program`` is the model with them.
 
-    Every ``log_every`` steps it looks: losses (means since the last look), gradient norms and, of each component, its
-    score and its use go to ``fit.history``. If a loss is not a number, the game is put back to where it was at the last
-    look, and ends there with a warning that says whose it was.
+    Every ``log_every`` steps it looks. Means since the last look of both losses and of the score of each component's
+    data, the last gradient norms, and the use of each component go to ``fit.history``, beside ``step``. Use is the
+    share of real data that the discriminator recognises as a component's, or, if it does not recognise any, that of
+    draws. If a loss is not a number, the game is put back to where it was at the last look, and ends there with a
+    warning that says whose it was.
 
     Args:
         steps: steps of the generator.
@@ -146,18 +167,19 @@ class Adversarial(AbstractMethod):
             )
         rates = self.learning_rate, self.discriminator_rate or self.learning_rate
         players = Players.of(problem.program.built_for(*problem.arguments.args), rates, self.momentum)
-        nothing = torch.zeros(2, dtype=problem.arguments.dtype, device=problem.arguments.device)
         good = players.snapshot(0, {})
         if self.checkpoint is not None:
             if self.resume:
                 good = read_checkpoint(self.checkpoint, self._identity(problem))
+                steps = good.iteration
+                require(self.steps >= steps, "steps", f"at least the {steps} of the checkpoint", self.steps)
                 players.restore(good)
             elif Path(self.checkpoint).exists():
                 raise MethodError(
                     f"checkpoint: expected a new file, but {self.checkpoint} exists. Go on from it by resume=True, or "
                     "choose another."
                 )
-        return AdversarialState(players, good.iteration, nothing, good, "")
+        return AdversarialState(players, good.iteration, _nothing(players.model), good, "")
 
     def step(self, problem: Problem, state: AdversarialState) -> AdversarialState:
         """Return the state after a step of each player."""
@@ -167,12 +189,11 @@ class Adversarial(AbstractMethod):
         of_generator, seen = self._train_generator(players)
         if self.average:
             players.average(self.average, state.iteration)
-        iteration = state.iteration + 1
-        sums = state.sums + torch.stack([of_discriminator, of_generator])
-        state = state._replace(iteration=iteration, sums=sums)
+        iteration, tally = state.iteration + 1, state.tally.add([of_discriminator, of_generator], *seen)
+        state = state._replace(iteration=iteration, tally=tally)
         if iteration % self.log_every and iteration < self.steps:
             return state
-        return self._look(problem, state, data, seen)
+        return self._look(problem, state, data)
 
     def status(self, problem: Problem, state: AdversarialState) -> Status | None:
         """Return how the game ended, or None to go on."""
@@ -250,12 +271,10 @@ class Adversarial(AbstractMethod):
         players.generator_optimiser.step()
         return loss.detach(), (score.detach(), component)
 
-    def _look(
-        self, problem: Problem, state: AdversarialState, data: tuple[Tensor, ...], seen: tuple[Tensor, Tensor]
-    ) -> AdversarialState:
-        since = state.iteration - state.good.iteration
-        losses = state.sums / since
-        state = state._replace(sums=torch.zeros_like(losses))
+    def _look(self, problem: Problem, state: AdversarialState, data: tuple[Tensor, ...]) -> AdversarialState:
+        tally, since = state.tally, state.iteration - state.good.iteration
+        losses = tally.losses / since
+        state = state._replace(tally=_nothing(state.players.model))
         for name, loss in zip(_PLAYERS, losses, strict=True):
             if not bool(loss.isfinite()):
                 first = state.good.iteration + 1
@@ -264,8 +283,10 @@ class Adversarial(AbstractMethod):
                     lost=f"the {name}'s loss was {float(loss):g} between steps {first} and {state.iteration}",
                     iteration=state.good.iteration,
                 )
-        record = {f"{name}_loss": loss for name, loss in zip(_PLAYERS, losses, strict=True)}
-        record |= state.players.gradient_norms() | self._components(state.players.model, data[0], *seen)
+        record = {"step": torch.tensor(state.iteration)}
+        record |= {f"{name}_loss": loss for name, loss in zip(_PLAYERS, losses, strict=True)}
+        record |= state.players.gradient_norms() | {"component_score": tally.score / tally.drawn}
+        record |= {"component_usage": self._usage(state.players.model, data[0], tally.drawn)}
         history = {name: (*state.good.history.get(name, ()), value) for name, value in record.items()}
         good = state.players.snapshot(state.iteration, history)
         due = state.iteration % self.checkpoint_every == 0
@@ -274,16 +295,12 @@ class Adversarial(AbstractMethod):
         return state._replace(good=good)
 
     @torch.no_grad()
-    def _components(self, model: ImplicitModel, x: Tensor, score: Tensor, component: Tensor) -> Sites:
-        """Return the mean score of each component's data, and its share of real data (of draws, if not recognised)."""
-        num = model.latent.num_components
-        count = torch.bincount(component, minlength=num).to(score)
-        mean = torch.zeros_like(count).index_add(0, component, score) / count
+    def _usage(self, model: ImplicitModel, x: Tensor, drawn: Tensor) -> Tensor:
+        """Return the share of real data that each component is recognised in, or, failing that, of draws, ``(K,)``."""
         if not model.recognise:
-            return {"component_score": mean, "component_usage": count / len(component)}
+            return (drawn / drawn.sum()).to(x)
         rows = torch.randint(len(x), (self.batch_size,), device=x.device)
-        usage = model.component_logits(model.judge(x[rows])).softmax(-1).mean(0)
-        return {"component_score": mean, "component_usage": usage}
+        return model.component_logits(model.judge(x[rows])).softmax(-1).mean(0)
 
     def _verdict(self, history: Mapping[str, tuple[Tensor, ...]]) -> str:
         if self.loss != "wasserstein" and float(history["discriminator_loss"][-1]) < _WON:
@@ -300,3 +317,9 @@ class Adversarial(AbstractMethod):
         x = problem.arguments.args[0]
         data = {"rows": len(x), "shape": str(tuple(x.shape[1:])), "sum": float(x.double().sum())}
         return {**settings, "seed": problem.seed, **data}
+
+
+def _nothing(model: ImplicitModel) -> Tally:
+    like = model.latent.loc
+    score = like.new_zeros(model.latent.num_components)
+    return Tally(like.new_zeros(2), score, torch.zeros_like(score, dtype=torch.long))

@@ -196,8 +196,10 @@ def read_checkpoint(path: str | Path, identity: dict[str, object]) -> Snapshot:
         >>> read_checkpoint("game", {})
         Traceback (most recent call last):
             ...
-        probmix.errors.DataError: expected a saved posterior, found no file game. Check the path given to save().
+        probmix.errors.DataError: expected a checkpoint, found no file game. Check checkpoint=, or leave out resume=.
     """
+    if not Path(path).is_file():
+        raise DataError(f"expected a checkpoint, found no file {path}. Check checkpoint=, or leave out resume=.")
     found = read(path)
     if not isinstance(found, _Checkpoint):
         raise DataError(f"{path}: expected a checkpoint of Adversarial(), got a {type(found).__name__}.")

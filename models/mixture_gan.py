@@ -193,6 +193,8 @@ class MixtureGAN(nn.Module):
     ) -> Generated:
         """Return generated data, without gradients, from a seed; arguments as for `MixtureLatent.sample`.
 
+        Each component has its share to within one, so that samples are more even than independent draws would be.
+
         Args:
             num: n.
             seed: the same seed gives the same data.

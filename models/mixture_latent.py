@@ -17,6 +17,7 @@ from probmix.isolation import isolated
 __all__ = ["Latents", "MixtureLatent", "Separation"]
 
 _MERGED = 1.0  # Mahalanobis distance: even a perfect observer takes 31 % of such a pair's draws for the other's
+_WIDE = 4.0  # times the median
 _AT_FLOOR = 1.5  # times the least standard deviation: there, more than a third of the variance is the floor
 
 
@@ -48,6 +49,8 @@ class Separation(NamedTuple):
             :math:`\Phi(-D / 2)`, exact for equal covariances, ``()``.
         least_std: standard deviation of each component along its narrowest axis, ``(K,)``.
         collapsed: components that have shrunk to the floor of the prior along an axis, ``(K,)``.
+        wide: components four times as wide along some axis as they are in the middle, ``(K,)``: such a one may be drawn
+            over what others have left out.
         merged: components with another nearer than 1, ``(K,)``.
 
     Example:
@@ -60,6 +63,7 @@ class Separation(NamedTuple):
     error: Tensor
     least_std: Tensor
     collapsed: Tensor
+    wide: Tensor
     merged: Tensor
 
     def __str__(self) -> str:
@@ -72,8 +76,13 @@ class Separation(NamedTuple):
             )
         if bool(self.merged.any()):
             text += f"; {int(self.merged.sum())} have merged: fewer components, or larger loc_range, keep them apart"
+        if bool(self.wide.any()):
+            text += f"; {int(self.wide.sum())} far wider than the others: drawn over more than one mode, as it seems"
         if bool(self.collapsed.any()):
-            return f"{text}; {int(self.collapsed.sum())} collapsed to the floor: raise floor_std"
+            return (
+                f"{text}; {int(self.collapsed.sum())} collapsed to the floor: their data vary too little, for which a "
+                "temperature above 1 or a larger floor_std makes up"
+            )
         return f"{text}; none collapsed"
 
 
@@ -322,10 +331,15 @@ class MixtureLatent(nn.Module):
         distance = torch.linalg.solve_triangular(pooled, residual, upper=False).squeeze(-1).square().sum(-1).sqrt()
         distance = distance + torch.diag(torch.full_like(distance[0], torch.inf))
         nearest = distance.amin(-1)
-        least_std = torch.linalg.eigvalsh(cov)[:, 0].clamp_min(0).sqrt()
-        collapsed = least_std < _AT_FLOOR * self.floor_std
+        least_std, most_std = torch.linalg.eigvalsh(cov)[:, [0, -1]].clamp_min(0).sqrt().unbind(-1)
         return Separation(
-            distance, nearest, torch.special.ndtr(-0.5 * nearest.min()), least_std, collapsed, nearest < _MERGED
+            distance,
+            nearest,
+            error=torch.special.ndtr(-0.5 * nearest.min()),
+            least_std=least_std,
+            collapsed=least_std < _AT_FLOOR * self.floor_std,
+            wide=most_std > _WIDE * most_std.median(),
+            merged=nearest < _MERGED,
         )
 
     def extra_repr(self) -> str:

@@ -59,8 +59,8 @@ class MixtureVAE(nn.Module):
     One component is the usual autoencoder. VaDE (Jiang et al. 2017) has a second approximation, q(k | x), and a bound
     that is lower by :math:`E_q \mathrm{KL}(q(k \mid x) \,\|\, p(k \mid z))`; here none is needed, and what a cluster is
     follows from the prior: `responsibilities`. A mixture that starts at random next to networks that do easily merges
-    all data into few components: train with one component first, fit a `GaussianMixture` to the codes by `EM()`, and go
-    on from `with_prior`.
+    all data into few components: train with one component first, fit a `GaussianMixture` to the means of the codes by
+    `EM()`, and go on from `with_prior`.
 
     Labels: with a prior that has ``labels``, pass ``(x, y)``, where y is -1 for rows whose class is not known. The sum
     of a labelled row is over the components of its class, so that the bound is one of log p(x, y); and ``class_weight``
@@ -79,7 +79,9 @@ class MixtureVAE(nn.Module):
         likelihood: ``"bernoulli"`` for pixels from 0 to 1; ``"normal"`` for any numbers.
         noise_std: standard deviation of the normal noise; None: learnt.
         width: units of a hidden layer of the default networks.
-        class_weight: of the classification of labelled rows, in training.
+        class_weight: of the classification of labelled rows, in training, nats for each row. On MNIST with one label in
+            twenty, 1 leaves test accuracy 0.03 lower than 10 does, 50 gains less than 0.01 more and costs 3 nats of the
+            bound.
         divergence_weight: of the divergence, in training; 1 is the bound. Below, codes are freer.
 
     Attributes:
@@ -118,7 +120,7 @@ class MixtureVAE(nn.Module):
         likelihood: Literal["bernoulli", "normal"] = "bernoulli",
         noise_std: float | None = None,
         width: int = 256,
-        class_weight: float = 1.0,
+        class_weight: float = 10.0,
         divergence_weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -350,11 +352,15 @@ class MixtureVAE(nn.Module):
         pieces = [self._pieces(self.encode(rows).loc)[part] for part, rows in enumerate(x)]
         return self.generate(torch.cat(pieces, -1))
 
-    def with_prior(self, prior: MixtureLatent | Mapping[str, Tensor], **settings: Any) -> Self:
-        """Return a copy with another mixture as its prior, such as one that was fitted to its codes.
+    def with_prior(
+        self, prior: MixtureLatent | Mapping[str, Tensor], codes: Codes | None = None, **settings: Any
+    ) -> Self:
+        """Return a copy with another mixture as its prior, such as one that was fitted to the means of its codes.
 
         Args:
             prior: the mixture, or the sites of a fitted `probmix.models.GaussianMixture`.
+            codes: those to whose means it was fitted: the variance that they have themselves is added to its
+                covariances. Without it components are too narrow, and rows have next to no component of their own.
             settings: of `MixtureLatent.from_sites`, such as ``learn_weights`` and ``labels``.
 
         Raises:
@@ -367,20 +373,22 @@ class MixtureVAE(nn.Module):
             >>> x, quick = load_iris().x, SVI(batch_size=50, learning_rate=0.01, window=20)
             >>> vae = MixtureVAE(MixtureLatent(1, 2, component_std=1.0), likelihood="normal", width=16)
             >>> alone = infer(vae, x, quick, seed=0)
-            >>> codes = alone.sample(1, seed=0)["z"][0]
-            >>> em = infer(GaussianMixture(3), codes, EM(), seed=0)
-            >>> joint = infer(alone.program.with_prior(em.sites()), x, quick, seed=0)
+            >>> codes = alone.program.encode(x)
+            >>> em = infer(GaussianMixture(3), codes.loc, EM(), seed=0)
+            >>> joint = infer(alone.program.with_prior(em.sites(), codes, learn_weights=True), x, quick, seed=0)
             >>> joint.program.responsibilities(x).shape
             torch.Size([150, 3])
         """
-        latent = MixtureLatent.from_sites(prior, **settings) if isinstance(prior, Mapping) else prior
-        if len(self.parts) > 1 or latent.dim != self.latent.dim:
+        if isinstance(prior, Mapping):
+            sites = prior if codes is None else _widened(prior, codes.std.square().mean(0))
+            prior = MixtureLatent.from_sites(sites, **settings)
+        if len(self.parts) > 1 or prior.dim != self.latent.dim:
             raise ProgramError(
-                f"prior: expected one of vectors of length {self.latent.dim}, in one part, got length {latent.dim} for "
+                f"prior: expected one of vectors of length {self.latent.dim}, in one part, got length {prior.dim} for "
                 f"{len(self.parts)} parts. Fit it to the codes of this model."
             )
         other = copy.deepcopy(self)
-        other.latent = copy.deepcopy(latent).to(next(self.latent.parameters()))
+        other.latent = copy.deepcopy(prior).to(next(self.latent.parameters()))
         return other
 
     # -- the rest ---------------------------------------------------------------------------------------------------
@@ -465,6 +473,13 @@ class MixtureVAE(nn.Module):
                 f"x: expected rows of shape {shape}, as in the fit, got {tuple(x.shape)}. A single row is x[None]."
             )
         return x
+
+
+def _widened(sites: Mapping[str, Tensor], var: Tensor) -> Sites:
+    """Return sites of a mixture with variances ``(d,)`` added to those of all components."""
+    if "cov" in sites:
+        return {**sites, "cov": sites["cov"] + torch.diag(var)}
+    return {**sites, "var": sites["var"].reshape(len(sites["loc"]), -1) + var} if "var" in sites else dict(sites)
 
 
 def _check(width: int, class_weight: float, divergence_weight: float) -> None:

@@ -33,7 +33,7 @@ from probmix.typing import Dims, ImplicitModel, OwnGuide, Program, Sites
 __all__ = ["AbstractPosterior", "DrawsPosterior", "GuidePosterior", "PointPosterior", "load_posterior"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AbstractPosterior(ABC):
     """What `probmix.inference.infer` returns.
 
@@ -58,6 +58,10 @@ class AbstractPosterior(ABC):
     seconds: float = float("nan")
 
     kind: ClassVar[str]
+
+    def __repr__(self) -> str:
+        fitted = getattr(self.program, "__name__", type(self.program).__name__)
+        return f"<{type(self).__name__} of {fitted} by {type(self.method).__name__}(): {self.status}>"
 
     @abstractmethod
     def sites(self) -> Sites:
@@ -184,7 +188,7 @@ class AbstractPosterior(ABC):
         return {**draws, **self.log_density.deterministics(draws)} if self._has_program else draws
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PointPosterior(AbstractPosterior):
     """One point: the answer of EM and MAP.
 
@@ -210,10 +214,10 @@ class PointPosterior(AbstractPosterior):
         Raises:
             MethodError: always; it names the methods whose answers can be sampled.
         """
+        new_data = "program.sample(n, sites, seed=...)" if self._has_program else "fit.program.sample(n, seed=...)"
         raise MethodError(
             f"expected a posterior with a spread, got the single point of {type(self.method).__name__}(). Fit with "
-            "SVI() or NUTS() for draws of the sites, or draw new data at the point with "
-            "program.sample(n, sites, seed=...)."
+            f"SVI() or NUTS() for draws of the sites, or draw new data at the point with {new_data}."
         )
 
     def _own_groups(self) -> dict[str, Group]:
@@ -221,7 +225,7 @@ class PointPosterior(AbstractPosterior):
         return {"point_estimate": Group(self._with_deterministics(self.sites()), leading=(), attrs=attrs)}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class GuidePosterior(AbstractPosterior):
     """A fitted distribution: the answer of SVI, VB and Laplace.
 
@@ -267,7 +271,7 @@ class GuidePosterior(AbstractPosterior):
         return {"posterior": Group(self._with_deterministics(draws), attrs=attrs)}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DrawsPosterior(AbstractPosterior):
     """Draws by chains: the answer of NUTS, ChEES and Gibbs.
 
@@ -339,9 +343,12 @@ def load_posterior(
     if data is not None:
         posterior = dataclasses.replace(posterior, arguments=Arguments.of(data).checked_by(posterior.program))
     if isinstance(posterior.program, Missing):
+        name = posterior.program.name.rpartition(".")[2]
+        module = name[:1].isupper()  # then one with the same settings will do
+        used, passed = (f"a {name}", f"{name}(...)") if module else (f"your own program {name!r}", name)
         raise ProgramError(
-            f"the fit used your own program {posterior.program.name!r}, which no data file can hold. "
-            f"Pass it: load_posterior({str(path)!r}, program={posterior.program.name.rpartition('.')[2]})."
+            f"the fit used {used}, which no data file can hold. "
+            f"Pass it: load_posterior({str(path)!r}, program={passed})."
         )
     if missing := _missing(posterior.program):
         raise ProgramError(

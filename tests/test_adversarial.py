@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from probmix.arguments import Arguments
-from probmix.errors import DataError, FitError, MethodError
+from probmix.errors import DataError, FitError, MethodError, ProgramError
 from probmix.inference import EM, Adversarial, infer
 from probmix.inference.adversarial_losses import LOSSES, slope_penalty
 from probmix.inference.method import Problem
@@ -128,6 +128,7 @@ def test_every_game_runs_and_logs(loss, supervision, recognise):
     torch.testing.assert_close(fit.history["component_usage"].sum(-1), torch.ones(2))
     assert all(bool(values.isfinite().all()) for values in fit.history.values())
     assert float(fit.history["generator_gradient_norm"].min()) > 0
+    assert fit.history["step"].tolist() == [5, 10]
 
 
 def test_the_supervised_scores_are_the_cross_entropies_of_the_paper():
@@ -192,6 +193,13 @@ def test_a_fit_goes_on_from_a_fitted_model():
 def test_a_saved_fit_is_read_back_with_its_model(tmp_path):
     fit = infer(gan(), blobs()[0], QUICK, seed=0)
     fit.save(tmp_path / "fit")
+    with pytest.raises(ProgramError, match=r"program=MixtureGAN\(\.\.\.\)"):
+        load_posterior(tmp_path / "fit")
+    with pytest.raises(
+        MethodError, match=r"got the single point of Adversarial\(\).*fit.program.sample\(n, seed=...\)"
+    ):
+        fit.sample(3, seed=0)
+    assert repr(fit).startswith("<PointPosterior of MixtureGAN by Adversarial(): complete: 20 steps.")
     again = load_posterior(tmp_path / "fit", program=gan())
     torch.testing.assert_close(again.program.sample(5, seed=0), fit.program.sample(5, seed=0), rtol=0, atol=0)
     assert fit.to_arviz()["point_estimate"]["latent.loc"].shape == (3, 2)
@@ -282,7 +290,9 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
         infer(gan(), x[1:], on, seed=0)
     with pytest.raises(MethodError, match="expected the networks of this model, got others"):
         infer(gan(width=8), x, on, seed=0)
-    with pytest.raises(DataError, match="found no file"):
+    with pytest.raises(MethodError, match="steps: expected at least the 20 of the checkpoint, got 10"):
+        infer(gan(), x, dataclasses.replace(on, steps=10), seed=0)
+    with pytest.raises(DataError, match="expected a checkpoint, found no file"):
         infer(gan(), x, dataclasses.replace(on, checkpoint=tmp_path / "none"), seed=0)
 
 

@@ -209,6 +209,15 @@ def test_merged_components_are_named():
     assert "2 have merged" in str(found)
 
 
+def test_a_component_far_wider_than_the_others_is_named():
+    mixture = MixtureLatent(5, 2)
+    with torch.no_grad():
+        mixture.root[3] *= 10
+    found = mixture.separation()
+    assert found.wide.tolist() == [False, False, False, True, False]
+    assert "1 far wider than the others: drawn over more than one mode" in str(found)
+
+
 def test_one_component_is_the_normal_distribution():
     mixture = MixtureLatent(1, 3, component_std=1.0)
     z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))

@@ -205,6 +205,20 @@ def test_fitting_again_goes_on(fitted):
     assert abs(again.elbo[0] - fitted.elbo[0]) < 6 * math.hypot(again.elbo[1], fitted.elbo[1]) + 0.1
 
 
+@pytest.mark.parametrize("covariance", ["full", "diagonal", "spherical"])
+def test_the_variance_of_codes_is_added_to_that_of_their_means(covariance):
+    """For one component the prior then has the mean and the variances of all draws of the codes, in closed form."""
+    x = three_groups()[0]
+    vae = infer(small(), x, short(max_steps=2), seed=0, throw=False).program
+    codes = vae.encode(x)
+    sites = infer(GaussianMixture(1, covariance=covariance), codes.loc, EM(objective="ml"), seed=0).sites()
+    wide, narrow = vae.with_prior(sites, codes).latent, vae.with_prior(sites).latent
+    var = codes.loc.var(0, correction=0)
+    var = var.mean().expand(2) if covariance == "spherical" else var
+    assert torch.allclose(wide.std.square()[0], var + codes.std.square().mean(0), rtol=1e-5)
+    assert torch.allclose(narrow.std.square()[0], var.clamp_min(1.1e-4), rtol=1e-5)  # 1.1 floor variances, at least
+
+
 def test_frozen_networks_stay():
     vae = linear(3)
     vae.decoder.requires_grad_(False)
@@ -252,8 +266,9 @@ def test_prior_from_an_em_fit_of_the_codes_keeps_the_clusters():
     """Joint training from there finds the groups, each with a third of the rows."""
     x, group = three_groups()
     alone = infer(linear(1), x, short(max_steps=600, learning_rate=0.02), seed=0, throw=False)
-    em = infer(GaussianMixture(3), alone.sample(1, seed=0)["z"][0], EM(restarts=5), seed=0)
-    with_em = alone.program.with_prior(em.sites(), learn_weights=True)
+    codes = alone.program.encode(x)
+    em = infer(GaussianMixture(3), codes.loc, EM(restarts=5), seed=0)
+    with_em = alone.program.with_prior(em.sites(), codes, learn_weights=True)
     joint = infer(with_em, x, short(max_steps=300, learning_rate=0.01), seed=0, throw=False)
     assert joint.elbo[0] > alone.elbo[0] + 100
     found = joint.program.collapse(x)

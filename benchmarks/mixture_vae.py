@@ -1,0 +1,272 @@
+"""Autoencoders with a mixture prior: what it brings in likelihood, clusters and labels, and what a step costs.
+
+The same networks everywhere: two hidden layers of 256 units each way. A normal prior is trained for all steps; a
+mixture of ten starts from an EM fit of the codes at half, and has the other half. Accuracy of clusters is that of the
+best one-to-one map onto the classes. Labels: one in twenty of the rows has one, and the encoder has two convolutions.
+A plain loop of PyTorch (networks, Adam and batches alike, the divergence from a normal by its formula) is what a step
+is compared with.
+
+    python benchmarks/mixture_vae.py --data FOLDER [--set mnist] [--seeds 3] [--save]
+    python benchmarks/mixture_vae.py --quick
+
+FOLDER (or PROBMIX_DATA) holds ``mnist/<set>`` with the four IDX files of MNIST, or of a set of that form; with
+``--quick`` (under a minute) scikit-learn's 1,797 small digits take its place. Pixels are on above one half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import math
+import os
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from probmix.inference import EM, SVI, infer
+from probmix.models import GaussianMixture, MixtureLatent, MixtureVAE
+from probmix.networks import decoder_network, encoder_network
+from probmix.posterior import AbstractPosterior
+
+LEAST_GAIN = 0.0  # of the mixture over the normal prior, nats for each image
+LARGEST_COST = 1.15  # of a step, times that of the plain loop
+
+
+@dataclass(frozen=True)
+class Images:
+    """Binary pixels with their labels, for a fit and for its test, and how much work to do with them."""
+
+    x: Tensor
+    labels: Tensor
+    x_test: Tensor
+    labels_test: Tensor
+    dim: int
+    steps: int
+    labelled_steps: int
+
+
+def small_digits() -> Images:
+    """Scikit-learn's, 8 x 8."""
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    x, labels = torch.tensor(data.images[order] > 8, dtype=torch.float32)[:, None], torch.tensor(data.target[order])
+    return Images(x[:1200], labels[:1200], x[1200:], labels[1200:], 5, 2000, 1000)
+
+
+def idx_images(folder: Path) -> Images:
+    """All rows of IDX files."""
+    parts = []
+    for kind in ("train", "t10k"):
+        for name, header in (("images-idx3", 16), ("labels-idx1", 8)):
+            with gzip.open(folder / f"{kind}-{name}-ubyte.gz") as file:
+                parts.append(np.frombuffer(file.read(), np.uint8, offset=header))
+    images = [torch.tensor(part.reshape(-1, 1, 28, 28) > 127, dtype=torch.float32) for part in parts[::2]]
+    labels = [torch.tensor(part).long() for part in parts[1::2]]
+    return Images(images[0], labels[0], images[1], labels[1], 10, 14_000, 9000)
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+def decoder(dim: int, shape: tuple[int, ...]) -> nn.Module:
+    """Hidden layers, then an image."""
+    return nn.Sequential(decoder_network(dim, (math.prod(shape),)), nn.Unflatten(-1, shape))
+
+
+def encoder(dim: int, shape: tuple[int, ...]) -> nn.Module:
+    """An image, then hidden layers."""
+    return nn.Sequential(nn.Flatten(), encoder_network((math.prod(shape),), 2 * dim))
+
+
+def model(prior: MixtureLatent, images: Images, *, convolutions: bool = False, **settings: float) -> MixtureVAE:
+    """An untrained model."""
+    shape = tuple(images.x.shape[1:])
+    first = encoder_network(shape, 2 * prior.dim, width=128) if convolutions else encoder(prior.dim, shape)
+    return MixtureVAE(prior, first, decoder(prior.dim, shape), **settings)
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def fit(vae: MixtureVAE, data: Tensor | tuple[Tensor, ...], steps: int, seed: int) -> AbstractPosterior:
+    """Fit for a given number of steps, unless the ELBO stops rising before."""
+    return infer(vae, data, SVI(batch_size=128, max_steps=steps), seed=seed, throw=False)
+
+
+def accuracy_of_clusters(found: Tensor, labels: Tensor) -> float:
+    """Share of rows that the best one-to-one map of clusters onto classes gets right."""
+    table = np.zeros((10, 10))
+    np.add.at(table, (found.numpy(), labels.numpy()), 1)
+    return float(table[linear_sum_assignment(-table)].sum() / len(labels))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one seed gives."""
+
+    normal: Tensor
+    mixture: Tensor
+    start: float
+    clusters: float
+    used: int
+    seconds: float
+
+    @property
+    def gain(self) -> tuple[float, float]:
+        """Mean difference of log likelihoods of test images, and its standard error over them."""
+        difference = self.mixture - self.normal
+        return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
+
+
+def of_priors(images: Images, seed: int) -> Row:
+    """A normal prior and a mixture, with the same number of steps."""
+    begun, dim, half = time.perf_counter(), images.dim, images.steps // 2
+    torch.manual_seed(seed)
+    vae = model(MixtureLatent(1, dim, component_std=1.0), images)
+    alone = fit(vae, images.x, half, seed)
+    codes = alone.program.encode(images.x[:20_000])
+    em = infer(GaussianMixture(10), codes.loc, EM(restarts=5), seed=seed, throw=False)
+    started = alone.program.with_prior(em.sites(), codes, learn_weights=True)
+    joint, normal = fit(started, images.x, half, seed).program, fit(alone.program, images.x, half, seed).program
+    x, labels = images.x_test, images.labels_test
+    return Row(
+        normal.log_likelihood(x[:2000], draws=100, seed=seed),
+        joint.log_likelihood(x[:2000], draws=100, seed=seed),
+        accuracy_of_clusters(started.predict(x), labels),
+        accuracy_of_clusters(joint.predict(x), labels),
+        int(joint.collapse(x).used.sum()),
+        time.perf_counter() - begun,
+    )
+
+
+def of_pixels(images: Images) -> tuple[float, float]:
+    """Accuracy of k-means and of a mixture of normals on the pixels."""
+    varies = images.x.flatten(1)[:10_000].var(0) > 1e-3
+    x, x_test = images.x.flatten(1)[:10_000, varies], images.x_test.flatten(1)[:, varies]
+    k_means = KMeans(10, n_init=5, random_state=0).fit(x.numpy()).predict(x_test.numpy())
+    em = infer(GaussianMixture(10, covariance="diagonal"), x, EM(restarts=5), seed=0, throw=False)
+    log_prob = em.program.log_prob_components(x_test, em.sites())
+    found = (torch.as_tensor(k_means).long(), log_prob.argmax(-1))
+    return accuracy_of_clusters(found[0], images.labels_test), accuracy_of_clusters(found[1], images.labels_test)
+
+
+def of_labels(images: Images) -> tuple[float, int, float]:
+    """Test accuracy with one label in twenty, how many that is, and seconds."""
+    begun, num = time.perf_counter(), len(images.x) // 20
+    kept = torch.randperm(len(images.x), generator=torch.Generator().manual_seed(0))[:num]
+    y = torch.full_like(images.labels, -1)
+    y[kept] = images.labels[kept]
+    torch.manual_seed(0)
+    prior = MixtureLatent(10, 16, dynamic=True, component_std=0.5, learn_weights=True, labels=range(10))
+    vae = fit(model(prior, images, convolutions=True, class_weight=50.0), (images.x, y), images.labelled_steps, 0)
+    right = vae.program.predict(images.x_test) == images.labels_test
+    return float(right.double().mean()), num, time.perf_counter() - begun
+
+
+def plain_loop(images: Images, steps: int) -> float:
+    """Seconds of the processor for a step, written by hand."""
+    torch.manual_seed(0)
+    first, last = encoder(images.dim, tuple(images.x.shape[1:])), decoder(images.dim, tuple(images.x.shape[1:]))
+    optimiser = torch.optim.Adam([*first.parameters(), *last.parameters()], lr=1e-3)
+    begun, done = time.process_time(), 0
+    while done < steps:
+        for rows in torch.randperm(len(images.x)).split(128)[:-1]:
+            x = images.x[rows]
+            loc, log_std = first(x).chunk(2, -1)
+            z = loc + log_std.exp() * torch.randn_like(loc)
+            lost = 0.5 * (loc.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum()
+            loss = binary_cross_entropy_with_logits(last(z), x, reduction="sum") + lost
+            optimiser.zero_grad()
+            (loss / len(x)).backward()
+            optimiser.step()
+            done += 1
+    return (time.process_time() - begun) / done
+
+
+def our_loop(images: Images, steps: int) -> float:
+    """The same by `infer`: long fit minus short one, as both end with an ELBO of all rows."""
+    seconds = []
+    for num in (steps // 4, steps + steps // 4):
+        torch.manual_seed(0)
+        vae, begun = model(MixtureLatent(1, images.dim, component_std=1.0), images), time.process_time()
+        infer(vae, images.x, SVI(batch_size=128, max_steps=num, tolerance=-math.inf), seed=0, throw=False)
+        seconds.append(time.process_time() - begun)
+    return (seconds[1] - seconds[0]) / steps
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+def report(images: Images, seeds: int) -> tuple[str, list[float], float]:
+    """The table with its lines, the gains of the seeds, and the cost of a step."""
+    rows = [of_priors(images, seed) for seed in range(seeds)]
+    k_means, pixels = of_pixels(images)
+    accuracy, num, seconds = of_labels(images)
+    steps = 200
+    pairs = [(plain_loop(images, steps), our_loop(images, steps)) for _ in range(3)]
+    plain, ours = (min(pair[side] for pair in pairs) for side in (0, 1))
+    lines = [
+        f"{len(images.x)} images, {len(images.x_test)} in the test; log p(x) of {len(rows[0].normal)}, 100 draws, nats",
+        f"{'seed':<6}{'normal prior':>14}{'mixture':>10}{'gain (s.e.)':>16}{'clusters: EM':>14}{'joint':>8}{'used':>6}",
+    ]
+    for seed, row in enumerate(rows):
+        gain, error = row.gain
+        lines.append(
+            f"{seed:<6}{float(row.normal.mean()):>14.2f}{float(row.mixture.mean()):>10.2f}{gain:>9.2f} ({error:.2f})"
+            f"{row.start:>14.3f}{row.clusters:>8.3f}{row.used:>6}"
+        )
+    lines += [
+        f"clusters of pixels: k-means {k_means:.3f}, mixture of normals {pixels:.3f}",
+        f"{num} labels: accuracy {accuracy:.4f}",
+        "",
+        f"gain_nats={np.mean([row.gain[0] for row in rows]):.3f}",
+        f"least_gain_nats={min(row.gain[0] for row in rows):.3f}",
+        f"accuracy_of_clusters={np.mean([row.clusters for row in rows]):.4f}",
+        f"accuracy_of_k_means={k_means:.4f}",
+        f"accuracy_with_labels={accuracy:.4f}",
+        f"milliseconds_per_step={1000 * ours:.2f}",
+        f"ours_over_plain={ours / plain:.3f}",
+        f"seconds_priors={np.mean([row.seconds for row in rows]):.0f}",
+        f"seconds_labels={seconds:.0f}",
+    ]
+    return "\n".join(lines), [row.gain[0] for row in rows], ours / plain
+
+
+def main() -> None:
+    """Measure, print and, on request, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("PROBMIX_DATA"), help="folder that holds mnist/")
+    parser.add_argument("--set", default="mnist", help="mnist or fashion")
+    parser.add_argument("--seeds", type=int, default=3, help="fits of each prior")
+    parser.add_argument("--quick", action="store_true", help="small digits and few steps: under a minute")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/mixture_vae.txt too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    folder = Path(options.data or "") / "mnist" / options.set
+    if not options.quick and not folder.is_dir():
+        print(f"skipped: no folder {folder}. Pass --data FOLDER, or set PROBMIX_DATA.")
+        return
+    images, seeds = (small_digits(), 1) if options.quick else (idx_images(folder), options.seeds)
+    text, gains, cost = report(images, seeds)
+    print(text)
+    if options.save:
+        results = Path(__file__).parent / "results"
+        results.mkdir(exist_ok=True)
+        (results / "mixture_vae.txt").write_text(text + "\n", encoding="utf-8")
+    if not options.quick and (min(gains) <= LEAST_GAIN or cost > LARGEST_COST):
+        sys.exit(f"a mixture gains no more than {LEAST_GAIN:g} nats, or a step costs over {LARGEST_COST:g} plain ones")
+
+
+if __name__ == "__main__":
+    main()
