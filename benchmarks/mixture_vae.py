@@ -16,20 +16,18 @@ FOLDER (or PROBMIX_DATA) holds ``mnist/<set>`` with the four IDX files of MNIST,
 from __future__ import annotations
 
 import argparse
-import gzip
 import math
-import os
 import sys
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import image_sets
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -55,24 +53,12 @@ class Images:
     labelled_steps: int
 
 
-def small_digits() -> Images:
-    """Scikit-learn's, 8 x 8."""
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))
-    x, labels = torch.tensor(data.images[order] > 8, dtype=torch.float32)[:, None], torch.tensor(data.target[order])
-    return Images(x[:1200], labels[:1200], x[1200:], labels[1200:], 5, 2000, 1000)
-
-
-def idx_images(folder: Path) -> Images:
-    """All rows of IDX files."""
-    parts = []
-    for kind in ("train", "t10k"):
-        for name, header in (("images-idx3", 16), ("labels-idx1", 8)):
-            with gzip.open(folder / f"{kind}-{name}-ubyte.gz") as file:
-                parts.append(np.frombuffer(file.read(), np.uint8, offset=header))
-    images = [torch.tensor(part.reshape(-1, 1, 28, 28) > 127, dtype=torch.float32) for part in parts[::2]]
-    labels = [torch.tensor(part).long() for part in parts[1::2]]
-    return Images(images[0], labels[0], images[1], labels[1], 10, 14_000, 9000)
+def binary(images: image_sets.Images, dim: int, steps: int, labelled_steps: int) -> Images:
+    """Pixels above one half are on."""
+    x, x_test = (
+        (rows > 0.5).float().unflatten(-1, (1, images.side, images.side)) for rows in (images.x, images.x_test)
+    )
+    return Images(x, images.labels, x_test, images.labels_test, dim, steps, labelled_steps)
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
@@ -245,25 +231,22 @@ def report(images: Images, seeds: int) -> tuple[str, list[float], float]:
 def main() -> None:
     """Measure, print and, on request, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get("PROBMIX_DATA"), help="folder that holds mnist/")
-    parser.add_argument("--set", default="mnist", help="mnist or fashion")
+    image_sets.add_arguments(parser)
     parser.add_argument("--seeds", type=int, default=3, help="fits of each prior")
-    parser.add_argument("--quick", action="store_true", help="small digits and few steps: under a minute")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/mixture_vae.txt too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    folder = Path(options.data or "") / "mnist" / options.set
-    if not options.quick and not folder.is_dir():
-        print(f"skipped: no folder {folder}. Pass --data FOLDER, or set PROBMIX_DATA.")
+    if (found := image_sets.chosen(options)) is None:
         return
-    images, seeds = (small_digits(), 1) if options.quick else (idx_images(folder), options.seeds)
+    images = binary(found, *((5, 2000, 1000) if options.quick else (10, 14_000, 9000)))
+    seeds = 1 if options.quick else options.seeds
     text, gains, cost = report(images, seeds)
     print(text)
     if options.save:
         results = Path(__file__).parent / "results"
         results.mkdir(exist_ok=True)
-        (results / "mixture_vae.txt").write_text(text + "\n", encoding="utf-8")
+        name = "mixture_vae.txt" if options.set == "mnist" else f"mixture_vae_{options.set}.txt"
+        (results / name).write_text(text + "\n", encoding="utf-8")
     if not options.quick and (min(gains) <= LEAST_GAIN or cost > LARGEST_COST):
         sys.exit(f"a mixture gains no more than {LEAST_GAIN:g} nats, or a step costs over {LARGEST_COST:g} plain ones")
 

@@ -1,11 +1,12 @@
 # %% [markdown]
-# # A generator that keeps all modes?
+# # A generator that keeps all modes
 #
 # A generative adversarial network turns noise into data. When the data fall into separate groups, the noise of the
 # usual network, one normal distribution, is in a single piece, and a continuous function cannot tear it apart: it
 # either forgets groups or makes data in between. Ben-Yosef and Weinshall (2018) draw the noise from a mixture of
-# Gaussians instead. We try both on the smallest data that show the difference, 25 small groups in the plane, look at
-# everything with pictures, and say what the comparison does not show.
+# Gaussians instead. We try both on the smallest data that show the difference, 25 small groups in the plane: first with
+# two latent numbers, where everything can be looked at and a failure explained, then with eight, which is the cure. And
+# we say what the mixture does not keep.
 #
 # Numbers that depend on a trained network differ from machine to machine. So the text keeps to what is plain to see,
 # and each of its statements is checked by an `assert` in a cell next to it.
@@ -36,7 +37,7 @@ plt.rcParams["figure.dpi"] = 80
 #
 # A grid of 5 x 5 points, two apart, and around each a normal distribution of standard deviation 0.05. Each of these 25
 # groups is a **mode**: a place where data are dense, with next to nothing between it and its neighbours, which are
-# forty standard deviations away. We draw 10,000 points to train on and 10,000 more to compare with.
+# forty standard deviations away. We draw 50,000 points to train on and 10,000 more to compare with.
 
 # %%
 side = torch.arange(-4.0, 5.0, 2.0)
@@ -50,23 +51,21 @@ def draw(num, seed):
     return loc[mode] + mode_std * torch.randn(num, 2, generator=generator)
 
 
-x, test = draw(10_000, 0), draw(10_000, 1)
+x, test = draw(50_000, 0), draw(10_000, 1)
 
 # %% [markdown]
 # ## Two priors, one network
 #
-# A latent vector of two numbers goes in, a point of the plane comes out. Both networks of both models are the same, and
-# so are steps, batches and learning rates. The only difference is what the latent vectors are drawn from:
+# A latent vector goes in, a point of the plane comes out. Networks, steps, batches and learning rates are the same in
+# all fits of this page. The only difference is what the latent vectors are drawn from:
 #
 # - *normal*: one standard normal distribution;
 # - *mixture*: 25 components of equal weight. It is `dynamic`: locations and standard deviations are learnt, by the same
 #   gradient as the generator.
+#
+# We begin with latent vectors of two numbers, the mixture from two seeds.
 
 # %%
-latents = {
-    "normal": MixtureLatent(1, 2, component_std=1.0),
-    "mixture": MixtureLatent(25, 2, loc_range=3.0, component_std=0.1, dynamic=True),
-}
 method = Adversarial(steps=steps, batch_size=256, learning_rate=1e-3)
 
 
@@ -75,9 +74,14 @@ def train(latent, seed):
     return infer(MixtureGAN(latent, value_range=None, width=128), x, method, seed=seed)
 
 
-fits = {(name, seed): train(latent, seed) for seed in (0, 1) for name, latent in latents.items()}
-for (name, seed), fit in fits.items():
-    print(f"{name}, seed {seed}: {fit.status}\n")
+flat = MixtureLatent(25, 2, loc_range=3.0, component_std=0.1, dynamic=True)
+fits = {
+    "2-D normal": train(MixtureLatent(1, 2, component_std=1.0), 0),
+    "2-D mixture, seed 0": train(flat, 0),
+    "2-D mixture, seed 1": train(flat, 1),
+}
+for name, fit in fits.items():
+    print(f"{name}: {fit.status}\n")
 
 # %% [markdown]
 # `fit.status` says that all steps were made, and no more: nothing tells when a game between two networks has converged.
@@ -86,31 +90,35 @@ for (name, seed), fit in fits.items():
 # take for the other's. Components nearer than 1 have *merged*: they are one component twice. A component whose standard
 # deviation has fallen to the floor that we set, 0.01, has **collapsed**: it has become a point, and nothing in the game
 # keeps it from doing so. Here nearly all of them have. We shall see what that costs.
-
-# %%
-separations = {key: fit.program.latent.separation() for key, fit in fits.items()}
-if full:
-    assert all(fit.status.state == "complete" for fit in fits.values())
-    assert all(int(separations["mixture", seed].collapsed.sum()) > 15 for seed in (0, 1))
-    assert not any(separations["normal", seed].collapsed.any() for seed in (0, 1))
-
-# %% [markdown]
+#
 # `fit.program` is the trained model, and `sample` draws from it. Colours tell the place: grey in the middle, a hue for
 # each direction.
 
+
 # %%
-samples = {key: fit.program.sample(10_000, seed=0) for key, fit in fits.items()}
-fig, axes = plt.subplots(1, 3, figsize=(11, 3.9), layout="constrained", sharex=True, sharey=True)
-for ax, (name, points) in zip(
-    axes, {"data": test, **{name: samples[name, 0].x for name in latents}}.items(), strict=True
-):
-    ax.scatter(*points[:3000].T, s=2, c=plane_colours(points[:3000], limits=(-4, 4)))
-    ax.set(title=name, aspect="equal", xlim=(-5, 5), ylim=(-5, 5))
+def show(pictures):
+    """Draws side by side."""
+    _, axes = plt.subplots(1, len(pictures), figsize=(3.1 * len(pictures), 3.3), layout="constrained")
+    for ax, (name, points) in zip(axes, pictures.items(), strict=True):
+        ax.scatter(*points[:3000].T, s=2, c=plane_colours(points[:3000], limits=(-4, 4)))
+        ax.set(aspect="equal", xlim=(-5, 5), ylim=(-5, 5))
+        ax.set_title(name, fontsize="medium")
+
+
+samples = {name: fit.program.sample(10_000, seed=0).x for name, fit in fits.items()}
+show({"data": test, **samples})
+
+# %%
+separations = {name: fit.program.latent.separation() for name, fit in fits.items()}
+if full:
+    assert all(fit.status.state == "complete" for fit in fits.values())
+    assert all(int(separations[f"2-D mixture, seed {seed}"].collapsed.sum()) > 15 for seed in (0, 1))
+    assert not separations["2-D normal"].collapsed.any()
 
 # %% [markdown]
 # The normal prior fills the gaps: its generator has to lead from mode to mode, and what it makes on the way is like
 # nothing in the data. The mixture prior can leave the way out, since there are no latent vectors between its
-# components.
+# components. But **look at both seeds**: one may reach all modes while the other leaves some of them empty.
 
 # %% [markdown]
 # ## Scores
@@ -150,67 +158,35 @@ def scores(points):
     return dict(zip(("high quality", "modes", "divergence", "Wasserstein", "spread inside"), numbers, strict=True))
 
 
-table = pd.DataFrame(
-    {
-        "the truth again": scores(x),
-        **{f"{name}, seed {seed}": scores(draws.x) for (name, seed), draws in samples.items()},
-    }
-).T
-table.round(2)
+def table_of(pictures):
+    """A row of scores for each sample."""
+    return pd.DataFrame({name: scores(points) for name, points in pictures.items()}).T
+
+
+plane = table_of({"the truth again": draw(10_000, 2), **samples})
+plane.round(2)
 
 # %% [markdown]
-# With the normal prior a large part of the draws is between modes; with the mixture far less. The mixture reaches most
-# modes or all, but not surely all: **look at both seeds**. Where two components settle in one mode, another mode stays
-# empty. The normal prior reaches most modes, too: at this size forgetting them is not its failing, bridges are.
-#
-# And the last column shows what the others cannot: inside a mode the mixture's draws have much less than the spread of
-# the data. That is collapse of another kind, and **neither the count of modes nor the share of high quality sees it**.
-# A generator that had learnt 25 points by heart would have perfect scores.
+# With the normal prior a large part of the draws is between modes; with the mixture far less. The normal prior reaches
+# most modes, too: at this size forgetting them is not its failing, bridges are.
 
 # %%
-truth, normal, mixture = table.iloc[0], table.iloc[[1, 3]], table.iloc[[2, 4]]
 if full:
+    truth, normal, mixture = plane.iloc[0], plane.iloc[1], plane.iloc[2:]
     assert truth["high quality"] > 0.98
     assert truth["modes"] == 25
     assert 0.95 < truth["spread inside"] < 1
-    assert (normal["high quality"] < 0.8).all()
+    assert normal["high quality"] < 0.8
+    assert normal["modes"] >= 12
     assert (mixture["high quality"] > 0.65).all()
-    assert mixture["high quality"].mean() > normal["high quality"].mean() + 0.1
-    assert (normal["modes"] >= 12).all()
+    assert mixture["high quality"].mean() > normal["high quality"] + 0.1
     assert (mixture["modes"] >= 17).all()
-    assert (mixture["spread inside"] < 0.8).all()
-    by_heart = scores(loc.repeat(400, 1))
-    assert by_heart["high quality"] == 1
-    assert by_heart["modes"] == 25
 
 # %% [markdown]
-# ## What happened on the way
-#
-# `fit.history` has a row for each look, here every 50 steps, and `plot_training` draws it.
-
-# %%
-print({name: tuple(values.shape) for name, values in fits["mixture", 0].history.items()})
-for name in latents:
-    fig = plot_training(fits[name, 0])
-    fig.suptitle(f"prior: {name}", fontsize="medium")
-
-# %% [markdown]
-# With the mixture the losses go to where the discriminator cannot tell real from generated (the dashed lines), and the
-# gradients get smaller. With the normal prior it can tell, to the end, and gradients grow: the generator is asked for a
-# steeper and steeper function. A component whose score stays far from that of the others makes something odd, or sits
-# alone in a mode that others share.
-
-# %%
-if full:
-    last = {name: {k: float(v[-10:].mean()) for k, v in fits[name, 0].history.items()} for name in latents}
-    assert last["normal"]["discriminator_loss"] < last["mixture"]["discriminator_loss"] < 2 * np.log(2) + 0.01
-    assert last["normal"]["generator_gradient_norm"] > 2 * last["mixture"]["generator_gradient_norm"]
-
-# %% [markdown]
-# ## The map
+# ## Why the plane is narrow
 #
 # With two latent numbers the generator can be drawn as a map: each place of the latent plane has the colour of where it
-# is sent, as in the first picture, and is white where that is near no mode.
+# is sent, as in the first picture, and is white where that is near no mode. Dots are the components.
 
 
 # %%
@@ -222,75 +198,172 @@ def paint(points):
     return colours
 
 
-fig, axes = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
-for ax, name in zip(axes, latents, strict=True):
-    plot_latent_map(fits[name, 0].program, paint, ax=ax)
-    ax.set_title(f"prior: {name}")
+fig, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+for ax, (name, fit) in zip(axes, fits.items(), strict=True):
+    plot_latent_map(fit.program, paint, ax=ax)
+    ax.set_title(name, fontsize="medium")
 
 # %% [markdown]
 # The generator of the normal prior cuts its plane into fields, one for each mode, with white bridges between them, on
 # which much of the prior lies. That of the mixture prior need not be right anywhere but at its components: the coloured
-# islands are small, and nearly every component sits on one.
+# islands are small, and most components sit on one.
 #
-# So here are the components, before and after. Learning has moved them a little and shrunk them to points.
+# Learning moves components a little and shrinks them. And a plane is narrow: on the way to a mode that nobody has, a
+# component has its neighbours in the way, and behind them theirs. So it stays where it is, between modes, or joins a
+# neighbour in one that is taken. Look for islands without a component: they are modes that the generator knows and the
+# prior never asks for. What was settled early stays, and how it was settled depends on the seed.
 
 # %%
-fig, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained", sharex=True, sharey=True)
-for ax, (when, latent) in zip(
-    axes, {"before": latents["mixture"], "after": fits["mixture", 0].program.latent}.items(), strict=True
-):
+for seed in (0, 1):
+    after = fits[f"2-D mixture, seed {seed}"].program.latent
+    moved = (after.loc - flat.loc).norm(dim=-1)
+    distance, mode = torch.cdist(fits[f"2-D mixture, seed {seed}"].program.generate(after.loc), loc).min(-1)
+    sits = distance < 3 * mode_std
+    print(f"seed {seed}: {int(sits.sum())} components are sent to {len(mode[sits].unique())} modes; ", end="")
+    print(f"median move {moved.median():.2f}, standard deviation {flat.std.mean():.2f} -> {after.std.median():.2f}")
+    if full:
+        assert sits.sum() >= 17
+        assert moved.median() < 1.5
+        assert after.std.median() < 0.05
+
+# %% [markdown]
+# ## Room: eight latent numbers
+#
+# In eight dimensions nobody is in anybody's way: 25 points can change places without meeting. Nothing else is changed.
+
+# %%
+wide = MixtureLatent(25, 8, loc_range=1.0, component_std=0.1, dynamic=True)
+roomy = {
+    "8-D normal": train(MixtureLatent(1, 8, component_std=1.0), 0),
+    "8-D mixture, seed 0": train(wide, 0),
+    "8-D mixture, seed 1": train(wide, 1),
+}
+drawn = {name: fit.program.sample(10_000, seed=0).x for name, fit in roomy.items()}
+show({"data": test, **drawn})
+space = table_of(drawn)
+pd.concat([plane, space]).round(2)
+
+# %% [markdown]
+# **The mixture now has all 25 modes, in even shares, from both seeds**, and next to nothing between them. The normal
+# prior does not profit: it still makes bridges, more of them, in fact, and forgets modes as well. So it was not the
+# room alone, and not the mixture alone.
+
+# %%
+if full:
+    cured = space.iloc[1:]
+    assert (cured["modes"] >= 24).all()
+    assert (cured["high quality"] > 0.9).all()
+    assert (cured["divergence"] < 0.05).all()
+    assert space.iloc[0]["high quality"] < 0.5
+    assert space.iloc[0]["modes"] < 24
+    assert space.iloc[0]["high quality"] < plane.iloc[1]["high quality"]
+
+# %% [markdown]
+# Of eight dimensions `plot_latent` shows the plane of the first two principal axes of the locations. Components were
+# balls before; they are points now.
+
+# %%
+after = roomy["8-D mixture, seed 0"].program.latent
+fig, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
+for ax, (when, latent) in zip(axes, {"before": wide, "after": after}.items(), strict=True):
     plot_latent(latent, ax=ax)
     ax.set_title(when)
     ax.get_legend().remove()
-
-# %%
-before, after = latents["mixture"], fits["mixture", 0].program.latent
-print(f"mean standard deviation {before.std.mean():.3f} -> {after.std.mean():.3f}; {after.separation()}")
-on_island = torch.cdist(fits["mixture", 0].program.generate(after.loc), loc).amin(-1) < 3 * mode_std
-print(f"{int(on_island.sum())} of 25 components are sent to a mode")
-if full:
-    assert on_island.sum() >= 17
-    assert (before.std == 0.1).all()
-    assert after.std.mean() < 0.08
-    assert (after.loc - before.loc).norm(dim=-1).median() < 1.5
+separation = after.separation()
+print(separation)
 
 # %% [markdown]
-# ## The dial
+# ## What is still lost
 #
-# After training, all covariances can be multiplied by a **temperature**: below 1, draws stay nearer to the middle of
-# their component and are more alike; above 1 they are more diverse, and some leave what the generator has learnt. Seven
-# temperatures, scored by what each is for: the share of high quality, and the spread inside the modes.
+# The last column of the table shows what the others cannot: inside a mode the mixture's draws have much less than the
+# spread of the data. The message above says why: the components have collapsed to the floor. **Neither the count of
+# modes nor the share of high quality sees it**. A generator that had learnt 25 points by heart would have perfect
+# scores.
+
+# %%
+by_heart = scores(loc.repeat(400, 1))
+print(by_heart)
+assert by_heart["high quality"] == 1
+assert by_heart["modes"] == 25
+if full:
+    assert int(separation.collapsed.sum()) > 15
+    assert (cured["spread inside"] < 0.9).all()
+
+# %% [markdown]
+# Two settings trade spread for quality. One is turned after training: all covariances can be multiplied by a
+# **temperature**. Below 1, draws stay nearer to the middle of their component and are more alike; above 1 they are more
+# diverse, and some leave what the generator has learnt. The other is set before: `floor_std`, the least standard
+# deviation of a component, here 0.05 instead of 0.01. Numbers along the curves are temperatures, the large mark is the
+# 1 of training.
 
 # %%
 temperatures = [0.1, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0]
-model = fits["mixture", 0].program
-dial = pd.DataFrame({t: scores(model.sample(10_000, seed=0, temperature=t).x) for t in temperatures}).T[
-    ["high quality", "spread inside"]
-]
-ax = plot_dial(temperatures, dial["high quality"], dial["spread inside"])
-ax.set(xlabel="spread inside the modes, share of the true one", ylabel="share of high quality")
-dial.round(2)
+floored = train(MixtureLatent(25, 8, loc_range=1.0, component_std=0.1, floor_std=0.05, dynamic=True), 0)
+dials = {}
+for name, fit in {"floor 0.01": roomy["8-D mixture, seed 0"], "floor 0.05": floored}.items():
+    turned = table_of({t: fit.program.sample(10_000, seed=0, temperature=t).x for t in temperatures})
+    dials[name] = turned[["high quality", "spread inside"]]
+fig, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharex=True, sharey=True)
+for ax, (name, dial) in zip(axes, dials.items(), strict=True):
+    plot_dial(temperatures, dial["high quality"], dial["spread inside"], ax=ax)
+    ax.get_legend().remove()
+    ax.set(xlabel="spread inside the modes, share of the true one", ylabel="share of high quality", title=name)
+pd.concat(dials, axis=1).round(2)
 
 # %% [markdown]
-# What training took from the spread, the dial can partly give back: a temperature well above 1 has the spread of the
-# data, more nearly, for some quality. That helps because components have shrunk; where they have not, 1 is the place to
-# be.
+# What training took from the spread, a temperature above 1 gives back for some quality: at 4, draws inside a mode vary
+# about as much as the data, and most are still of high quality. A higher floor is another way to the same exchange, not
+# a better one, and it cannot be turned back so far. But it takes known modes to see where to stop. Without them,
+# compare samples with data by eye, and by scores that look at variety, such as `density_coverage`.
 
 # %%
 if full:
-    assert dial["spread inside"].is_monotonic_increasing
-    assert dial["high quality"].iloc[0] > dial["high quality"].iloc[-1]
-    assert dial["spread inside"].iloc[0] < 0.3
-    assert dial["spread inside"].iloc[5] > 1.5 * dial["spread inside"].iloc[2]
+    low, high = dials["floor 0.01"], dials["floor 0.05"]
+    for dial in dials.values():
+        assert dial["spread inside"].is_monotonic_increasing
+        assert dial["high quality"].iloc[0] > dial["high quality"].iloc[-1] + 0.1
+    assert low["spread inside"].iloc[4] > 1.3 * low["spread inside"].iloc[2]
+    assert 0.8 < low["spread inside"].iloc[4] < 1.35
+    assert low["high quality"].iloc[4] > 0.75
+    assert high["spread inside"].iloc[0] > 1.2 * low["spread inside"].iloc[0]
+    assert high["spread inside"].iloc[2] > 1.2 * low["spread inside"].iloc[2]
+    assert high["high quality"].iloc[2] < low["high quality"].iloc[2]
+    assert floored.program.latent.std.median() < 0.06
 
 # %% [markdown]
-# A single component can be asked for, too. Its draws are one mode, mostly.
+# A single component can be asked for, too. Its draws are one mode.
 
 # %%
+model = roomy["8-D mixture, seed 0"].program
 some = model.sample(12, seed=0, component=7, temperature=2.0)
 print(some.component.unique(), some.x.mean(0), some.x.std(0))
 assert (some.component == 7).all()
 assert torch.equal(some.x, model.sample(12, seed=0, component=7, temperature=2.0).x)  # the same seed, the same draws
+
+# %% [markdown]
+# ## What happened on the way
+#
+# `fit.history` has a row for each look, here every 50 steps, and `plot_training` draws it.
+
+# %%
+print({name: tuple(values.shape) for name, values in roomy["8-D mixture, seed 0"].history.items()})
+for name in ("8-D normal", "8-D mixture, seed 0"):
+    fig = plot_training(roomy[name])
+    fig.suptitle(name, fontsize="medium")
+
+# %% [markdown]
+# With the mixture the losses go to where the discriminator cannot tell real from generated (the dashed lines), and the
+# gradients get smaller. With the normal prior it can tell, better and better, and gradients grow: the generator is
+# asked for a steeper and steeper function. A component whose score stays far from that of the others makes something
+# odd, or sits alone in a mode that others share.
+
+# %%
+if full:
+    history = {name: roomy[name].history for name in ("8-D normal", "8-D mixture, seed 0")}
+    assert all(int(values["step"][-1]) == steps for values in history.values())
+    lost, kept = ({k: float(v[-10:].double().mean()) for k, v in values.items()} for values in history.values())
+    assert lost["discriminator_loss"] < kept["discriminator_loss"] < 2 * np.log(2) + 0.01
+    assert lost["generator_gradient_norm"] > 1.5 * kept["generator_gradient_norm"]
 
 # %% [markdown]
 # ## Another number of components
@@ -298,34 +371,33 @@ assert torch.equal(some.x, model.sample(12, seed=0, component=7, temperature=2.0
 # There are 25 components because we knew that there are 25 modes. Nobody would know that. With 15 and 50:
 
 # %%
-others = {num: train(MixtureLatent(num, 2, loc_range=3.0, component_std=0.1, dynamic=True), 0) for num in (15, 50)}
-rows = {f"{num} components": fit.program.sample(10_000, seed=0).x for num, fit in others.items()}
-fig, axes = plt.subplots(1, 2, figsize=(8, 3.9), layout="constrained", sharex=True, sharey=True)
-for ax, (name, points) in zip(axes, rows.items(), strict=True):
-    ax.scatter(*points[:3000].T, s=2, c=plane_colours(points[:3000], limits=(-4, 4)))
-    ax.set(title=name, aspect="equal", xlim=(-5, 5), ylim=(-5, 5))
-number = pd.DataFrame({name: scores(points) for name, points in rows.items()}).T
+others = {
+    f"{num} components": train(MixtureLatent(num, 8, loc_range=1.0, component_std=0.1, dynamic=True), 0)
+    for num in (15, 50)
+}
+rows = {name: fit.program.sample(10_000, seed=0).x for name, fit in others.items()}
+show(rows)
+for name, fit in others.items():
+    found = fit.program.latent.separation()
+    counts = {what: int(getattr(found, what).sum()) for what in ("collapsed", "merged", "wide")}
+    print(f"{name}: {counts}")
+number = table_of(rows)
 number.round(2)
 
 # %% [markdown]
-# **Too few components are worse than none.** Most have settled in a mode each. The modes that are left over belong to
-# nobody, and one or two components have become wide and are drawn over all of those at once. With too many components
-# some modes have several, and a few wide ones may be left over again, but little of the draws is theirs. So be
-# generous.
+# **Too few components are worse than none.** Fifteen places cannot be in 25 modes: wherever they are, data are dense
+# elsewhere, the discriminator learns that, and the game goes on in circles. What `fit.program` has is the generator's
+# average over steps, and the average of circles need not be on any mode. With too many components a mode has two of
+# them, or three, and next to none is missing. So be generous.
 
 # %%
-stds = {num: fit.program.latent.std[:, 0] for num, fit in others.items()}
-for num, std in stds.items():
-    print(f"{num} components: median standard deviation {std.median():.3f}, largest {std.max():.3f}")
 if full:
     few, many = number.iloc[0], number.iloc[1]
-    assert few["modes"] < mixture["modes"].min()
-    assert few["high quality"] < mixture["high quality"].min()
-    assert few["modes"] < normal["modes"].mean()
-    assert many["high quality"] > max(normal["high quality"].mean(), few["high quality"]) + 0.05
-    assert many["modes"] >= 17
-    assert stds[15].max() > 3 * stds[15].median()
-    assert int(others[50].program.latent.separation().merged.sum()) > 5
+    assert few["modes"] < 22
+    assert few["high quality"] < 0.7
+    assert many["modes"] >= 23
+    assert many["high quality"] > few["high quality"] + 0.1
+    assert many["divergence"] < 0.1
 
 # %% [markdown]
 # ## Long fits: break off, go on, keep
@@ -354,8 +426,8 @@ print(again.status)
 # ## What this does not show
 #
 # - It is a toy: two numbers, known modes, equal weights, wide gaps. Scores that count modes need known ones.
-# - Two seeds are two seeds. Which modes are missing changes with the seed, and here and there one is.
-# - Two latent numbers are few. With more of them a normal prior has more room for its bridges, and fewer draws on them.
+# - Two seeds are two seeds. Eight dimensions are not a law either: with other numbers of dimensions, and with fewer
+#   data, a mode was lost here and there when we tried.
 # - The networks are small and the training short, the same for both, tuned for neither. Other losses and penalties
 #   (`loss="wasserstein"`, `gradient_penalty=`) change both columns.
 # - A mixture prior does not keep a generator from learning points by heart. Look inside the modes.
