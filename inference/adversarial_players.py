@@ -142,7 +142,7 @@ class Players:
             with torch.no_grad():
                 for mean, value in zip(self.averaged.parameters(), self._generator.parameters(), strict=True):
                     value.copy_(mean)
-        return self.model.eval().requires_grad_(False)
+        return self.model.frozen()
 
     @property
     def _generator(self) -> nn.ModuleList:

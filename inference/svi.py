@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from probmix.amortised_guide import AmortisedGuide
 from probmix.gradient import Compile
 from probmix.guides import NormalGuide
 from probmix.inference.method import AbstractMethod, Problem, common, require
@@ -185,7 +186,13 @@ class SVI(AbstractMethod):
             )
         elif status.state == "converged":
             status = Status("converged", f"the ELBO stopped rising; {usable} of {self.restarts} restarts usable")
-        return replace(status, message=f"{status.message}. {result.importance.advice(_otherwise(result))}")
+        return replace(status, message=f"{status.message}. {_how_close(result)}")
+
+
+def _how_close(result: Result) -> str:
+    if isinstance(result.guide, AmortisedGuide):
+        return "How far the bound is off: compare fit.elbo with fit.program.log_likelihood(x, seed=0).sum()"
+    return result.importance.advice(_otherwise(result))
 
 
 def _otherwise(result: Result) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from probmix.errors import DataError, ProgramError
+from probmix.models.mixture_latent import MixtureLatent
 from probmix.typing import Dims, Generative, Sites
 
 __all__ = ["GeneratorProgram", "generator_program"]
@@ -56,11 +58,17 @@ def generator_program(model: Generative, noise_std: float | Distribution) -> Gen
             f"model: expected a trained model with a latent mixture and a generator, got {type(model).__name__}. Pass "
             "fit.program of infer(MixtureGAN(...), x, Adversarial(), seed=0)."
         )
+    if not isinstance(model.latent, MixtureLatent):
+        raise ProgramError(
+            f"model: expected a MixtureLatent as the prior, got {type(model.latent).__name__}. Train with one; or "
+            "run the model itself: a MixtureVAE is a program too."
+        )
     if not isinstance(noise_std, Distribution) and not 0 < noise_std < math.inf:
         raise ProgramError(
             f"noise_std: expected a positive number, or a distribution, got {noise_std!r}. It is in units of the data."
         )
-    return GeneratorProgram(model, noise_std)
+    constant = copy.deepcopy(model).eval().requires_grad_(False) if isinstance(model, nn.Module) else model
+    return GeneratorProgram(constant, noise_std)
 
 
 @dataclass(frozen=True, eq=False)

@@ -101,6 +101,7 @@ class MixtureGAN(nn.Module):
         self.latent, self.generator, self.discriminator = latent, generator, discriminator
         self.supervision, self.recognise = supervision, recognise
         self.value_range, self.width = value_range, width
+        self._constant: frozenset[str] | None = None  # of a trained model: parameters that were not learnt
 
     @property
     def num_scores(self) -> int:
@@ -134,6 +135,8 @@ class MixtureGAN(nn.Module):
     def built_for(self, x: Tensor, y: Tensor | None = None) -> Self:
         """Return a copy with networks for data of this shape, dtype and device, made from torch's global generator.
 
+        Of a trained model the parameters that were learnt will be learnt again.
+
         Raises:
             ProgramError: a network of the user's gives another shape than it should.
         """
@@ -145,6 +148,9 @@ class MixtureGAN(nn.Module):
         if model.discriminator is None:
             model.discriminator = encoder_network(shape, outputs, width=self.width)
         model.to(x)
+        if model._constant is not None:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name not in model._constant)
         with torch.no_grad():
             _require_shape("generator", model.generator, model.latent.rsample(2).z, (2, *shape))
             _require_shape("discriminator", model.discriminator, x[:2], (len(x[:2]), outputs))
@@ -165,7 +171,13 @@ class MixtureGAN(nn.Module):
                 f"expected the networks that were fitted, got others: {str(reason).splitlines()[-1].strip()}. "
                 "Pass a model with the same settings and networks."
             ) from reason
-        return model.eval().requires_grad_(False)
+        return model.frozen()
+
+    def frozen(self) -> Self:
+        """Return this model as it is to be used: in evaluation mode, all parameters constant."""
+        constant = frozenset(name for name, value in self.named_parameters() if not value.requires_grad)
+        self._constant = self._constant if self._constant is not None else constant
+        return self.eval().requires_grad_(False)
 
     # -- generated data ---------------------------------------------------------------------------------------------
 

@@ -310,11 +310,12 @@ class MixtureVAE(nn.Module):
 
     # -- data -------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def generate(self, z: Tensor) -> Tensor:
-        """Return the mean of the data given latent vectors, ``(*n, d) -> (*n, *shape)``."""
-        return in_blocks(lambda rows: (self.likelihood.mean(self._ready()._decoded(rows)),), z)[0]
+        """Return the mean of the data given latent vectors, ``(*n, d) -> (*n, *shape)``, the network constant."""
+        constants = {name: value.detach() for name, value in self._ready().named_parameters()}
+        return with_parameters(self, constants, MixtureVAE._mean, z)
 
+    @torch.no_grad()
     def sample(
         self, num: int, *, seed: int, component: Any = None, temperature: float = 1.0, noise: bool = False
     ) -> Generated:
@@ -330,11 +331,12 @@ class MixtureVAE(nn.Module):
         z, chosen = self.latent.sample(num, seed=seed, component=component, temperature=temperature)
         x = self.generate(z)
         if noise:
-            with isolated(seed, dtype=x.dtype, device=x.device), torch.no_grad():
+            with isolated(seed, dtype=x.dtype, device=x.device):
                 law = lambda rows: (self.likelihood.distribution(self._decoded(rows), x.dim() - 1).sample(),)  # noqa: E731
                 x = in_blocks(law, z)[0]
         return Generated(x, z, chosen)
 
+    @torch.no_grad()
     def recombine(self, *x: Tensor) -> Tensor:
         """Return the means of data whose parts of the latent vector come from different rows, ``(n, *shape)``.
 
@@ -392,6 +394,10 @@ class MixtureVAE(nn.Module):
         return other
 
     # -- the rest ---------------------------------------------------------------------------------------------------
+
+    def _mean(self, z: Tensor) -> Tensor:
+        means = in_blocks(lambda rows: (self.likelihood.mean(self._decoded(rows)),), z.reshape(-1, z.shape[-1]))[0]
+        return means.reshape(*z.shape[:-1], *means.shape[1:])
 
     def _bounds(self, num: int, x: Tensor, *y: Tensor) -> Tensor:
         """Return estimates of the bound of every row, ``(num, n)``."""

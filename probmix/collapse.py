@@ -17,7 +17,8 @@ class Collapse(NamedTuple):
 
     Args:
         divergence: mean over rows of the divergence of q(z_l | x) from the prior along axis l, given the component,
-            ``(d,)``, nats. Near 0: nothing of the data goes through that axis.
+            ``(d,)``, nats. Near 0: nothing of the data goes through that axis, except which component they come from:
+            an axis that only tells components apart has a spread none the less.
         spread: variance over rows of the posterior mean, as a share of the prior's variance, ``(d,)``.
         active: axes whose spread is above 0.01, ``(d,)``.
         use: mean responsibility of each component, ``(K,)``.

@@ -188,6 +188,10 @@ class ImplicitModel(Protocol):
         """Return a copy with these parameters, for data of this shape."""
         ...
 
+    def frozen(self) -> Any:
+        """Return this model as it is to be used: in evaluation mode, all parameters constant."""
+        ...
+
     def rsample(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return data, latent vectors and components, with gradients."""
         ...

@@ -185,9 +185,12 @@ def test_a_resumed_game_is_bit_for_bit_the_unbroken_one(tmp_path, settings):
 
 def test_a_fit_goes_on_from_a_fitted_model():
     x = blobs()[0]
-    first = infer(gan(), x, QUICK, seed=0)
-    second = infer(first.program.requires_grad_(True), x, dataclasses.replace(QUICK, steps=5), seed=1)
+    static = MixtureGAN(MixtureLatent(3, 2), value_range=None, width=16)
+    first = infer(static, x, QUICK, seed=0)
+    second = infer(first.program, x, dataclasses.replace(QUICK, steps=5), seed=1)
+    assert not any(value.requires_grad for value in first.program.parameters())
     assert not torch.equal(first.point["generator.0.weight"], second.point["generator.0.weight"])
+    assert torch.equal(first.point["latent.loc"], second.point["latent.loc"])  # what was constant stays so
 
 
 def test_a_saved_fit_is_read_back_with_its_model(tmp_path):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from probmix.errors import DataError, MethodError, ProgramError
 from probmix.importance_guide import ImportanceGuide
-from probmix.inference import MAP, NUTS, Adversarial, ChEES, Inversion, infer
+from probmix.inference import MAP, NUTS, SVI, Adversarial, ChEES, Inversion, infer
 from probmix.log_density import LogDensity
-from probmix.models import GaussianMixture, MixtureGAN, MixtureLatent, generator_program
+from probmix.models import GaussianMixture, MixtureGAN, MixtureLatent, MixtureVAE, generator_program
 from probmix.posterior import GuidePosterior, load_posterior
 
 DIM, NOISE, KINDS = 2, 0.3, ("spherical", "full")
@@ -210,6 +210,24 @@ def test_a_convolutional_generator_in_float32_is_inverted_too():
     error = (model.generate(fit.sites()["z"]) - made.x).square().mean().sqrt()
     assert float(error) < 0.01  # it can make these images, so it finds them
     assert fit.guide.draws.dtype == torch.float32
+
+
+def test_an_autoencoder_is_inverted_too():
+    """Its own images are found again, from which the encoder's codes are far."""
+    x = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
+    vae = MixtureVAE(MixtureLatent(3, 2, dynamic=True), width=16)
+    trained = infer(vae, x, SVI(batch_size=20, max_steps=30), seed=0, throw=False).program
+    made = trained.sample(8, seed=0)
+    fit = infer(generator_program(trained, 0.01), made.x, Inversion(), seed=0)
+    assert float((trained.generate(fit.sites()["z"]) - made.x).abs().max()) < 0.01
+    assert float((trained.generate(trained.encode(made.x).loc) - made.x).abs().max()) > 0.01
+    assert not fit.sites()["z"].requires_grad
+
+
+def test_the_prior_must_be_one_mixture():
+    vae = MixtureVAE([MixtureLatent(3, 2), MixtureLatent(2, 2)], width=16)
+    with pytest.raises(ProgramError, match="expected a MixtureLatent as the prior, got FactoredLatent"):
+        generator_program(vae, 0.1)
 
 
 def test_a_fit_is_saved_and_read_back(tmp_path):
