@@ -29,23 +29,18 @@ _CRITIC_STEPS = {"non_saturating": 1, "wasserstein": 5, "hinge": 1}  # 5: Arjovs
 _WON = 0.01  # a discriminator's loss below which its slope tells the generator nothing, nats
 
 
-class Tally(NamedTuple):
-    """Sums since the last look.
+class Seen(NamedTuple):
+    """What a step has seen, still on the device: a look at it would make an accelerator wait.
 
     Args:
-        losses: of discriminator and generator, ``(2,)``.
-        score: of each component's data, ``(K,)``.
-        drawn: how many there were of each, ``(K,)``.
+        losses: of discriminator and generator, ``()`` each.
+        score: of generated data, ``(n,)``.
+        component: which each came from, ``(n,)``.
     """
 
-    losses: Tensor
+    losses: tuple[Tensor, Tensor]
     score: Tensor
-    drawn: Tensor
-
-    def add(self, losses: list[Tensor], score: Tensor, component: Tensor) -> Tally:
-        """Return the sums after a step."""
-        drawn = self.drawn + torch.bincount(component, minlength=len(self.drawn))
-        return Tally(self.losses + torch.stack(losses), self.score.index_add(0, component, score), drawn)
+    component: Tensor
 
 
 class AdversarialState(NamedTuple):
@@ -54,14 +49,14 @@ class AdversarialState(NamedTuple):
     Args:
         players: networks and optimisers, which each step changes in place.
         iteration: steps done.
-        tally: sums since the last look.
+        seen: what every step since the last look has seen.
         good: everything as it was at the last look at which both losses were numbers.
         lost: whose loss was not a number, and when; empty as long as all is well.
     """
 
     players: Players
     iteration: int
-    tally: Tally
+    seen: tuple[Seen, ...]
     good: Snapshot
     lost: str
 
@@ -133,7 +128,7 @@ class Adversarial(AbstractMethod):
     recognition: float = 1.0
     momentum: float = 0.5
     average: float = 0.999
-    log_every: int = 50
+    log_every: int = 100
     checkpoint: str | Path | None = None
     checkpoint_every: int = 1000
     resume: bool = False
@@ -179,18 +174,18 @@ class Adversarial(AbstractMethod):
                     f"checkpoint: expected a new file, but {self.checkpoint} exists. Go on from it by resume=True, or "
                     "choose another."
                 )
-        return AdversarialState(players, good.iteration, _nothing(players.model), good, "")
+        return AdversarialState(players, good.iteration, (), good, "")
 
     def step(self, problem: Problem, state: AdversarialState) -> AdversarialState:
         """Return the state after a step of each player."""
         players, data = state.players, problem.arguments.args
         for _ in range(self.discriminator_steps or _CRITIC_STEPS[self.loss]):
             of_discriminator = self._train_discriminator(players, data)
-        of_generator, seen = self._train_generator(players)
+        of_generator, score, component = self._train_generator(players)
         if self.average:
             players.average(self.average, state.iteration)
-        iteration, tally = state.iteration + 1, state.tally.add([of_discriminator, of_generator], *seen)
-        state = state._replace(iteration=iteration, tally=tally)
+        seen, iteration = Seen((of_discriminator, of_generator), score, component), state.iteration + 1
+        state = state._replace(iteration=iteration, seen=(*state.seen, seen))
         if iteration % self.log_every and iteration < self.steps:
             return state
         return self._look(problem, state, data)
@@ -258,7 +253,7 @@ class Adversarial(AbstractMethod):
         players.discriminator_optimiser.step()
         return loss.detach()
 
-    def _train_generator(self, players: Players) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _train_generator(self, players: Players) -> tuple[Tensor, Tensor, Tensor]:
         model = players.model
         fake, _, component = model.rsample(self.batch_size)
         outputs = model.judge(fake)
@@ -269,12 +264,12 @@ class Adversarial(AbstractMethod):
         players.generator_optimiser.zero_grad()
         loss.backward(inputs=players.learnt)  # and not by the discriminator's parameters, which is half of the work
         players.generator_optimiser.step()
-        return loss.detach(), (score.detach(), component)
+        return loss.detach(), score.detach(), component
 
     def _look(self, problem: Problem, state: AdversarialState, data: tuple[Tensor, ...]) -> AdversarialState:
-        tally, since = state.tally, state.iteration - state.good.iteration
-        losses = tally.losses / since
-        state = state._replace(tally=_nothing(state.players.model))
+        losses = torch.stack([torch.stack(seen.losses) for seen in state.seen]).mean(0)
+        score, drawn = _by_component(state.seen, state.players.model.latent.num_components)
+        state = state._replace(seen=())
         for name, loss in zip(_PLAYERS, losses, strict=True):
             if not bool(loss.isfinite()):
                 first = state.good.iteration + 1
@@ -285,8 +280,8 @@ class Adversarial(AbstractMethod):
                 )
         record = {"step": torch.tensor(state.iteration)}
         record |= {f"{name}_loss": loss for name, loss in zip(_PLAYERS, losses, strict=True)}
-        record |= state.players.gradient_norms() | {"component_score": tally.score / tally.drawn}
-        record |= {"component_usage": self._usage(state.players.model, data[0], tally.drawn)}
+        record |= state.players.gradient_norms() | {"component_score": score}
+        record |= {"component_usage": self._usage(state.players.model, data[0], drawn)}
         history = {name: (*state.good.history.get(name, ()), value) for name, value in record.items()}
         good = state.players.snapshot(state.iteration, history)
         due = state.iteration % self.checkpoint_every == 0
@@ -319,7 +314,8 @@ class Adversarial(AbstractMethod):
         return {**settings, "seed": problem.seed, **data}
 
 
-def _nothing(model: ImplicitModel) -> Tally:
-    like = model.latent.loc
-    score = like.new_zeros(model.latent.num_components)
-    return Tally(like.new_zeros(2), score, torch.zeros_like(score, dtype=torch.long))
+def _by_component(seen: tuple[Seen, ...], num: int) -> tuple[Tensor, Tensor]:
+    """Return the mean score of each component's data, NaN where there were none, and their number, ``(K,)`` each."""
+    score, component = (torch.cat(parts) for parts in zip(*((s.score, s.component) for s in seen), strict=True))
+    drawn = torch.bincount(component, minlength=num)
+    return score.new_zeros(num).index_add(0, component, score) / drawn, drawn

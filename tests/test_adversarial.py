@@ -322,7 +322,7 @@ def test_a_broken_off_write_leaves_the_old_checkpoint_whole(tmp_path, monkeypatc
         ({"learning_rate": 0.0}, "learning_rate: expected a positive number, got 0.0"),
         ({"average": 1.0}, "average: expected from 0 to below 1, got 1.0"),
         ({"gradient_penalty": -1.0}, "gradient_penalty: expected None or at least 0, got -1.0"),
-        ({"checkpoint": "a", "checkpoint_every": 70}, "checkpoint_every: expected a multiple of log_every=50, got 70"),
+        ({"checkpoint": "a", "checkpoint_every": 70}, "checkpoint_every: expected a multiple of log_every=100, got 70"),
         ({"resume": True}, "checkpoint: expected a file to resume from, got None"),
     ],
 )
