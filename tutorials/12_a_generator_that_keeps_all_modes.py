@@ -66,7 +66,7 @@ x, test = draw(50_000, 0), draw(10_000, 1)
 # We begin with latent vectors of two numbers, the mixture from two seeds.
 
 # %%
-method = Adversarial(steps=steps, batch_size=256, learning_rate=1e-3)
+method = Adversarial(steps=steps, batch_size=256, learning_rate=1e-3, log_every=50)
 
 
 def train(latent, seed):
