@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,30 +13,13 @@ from probmix.errors import DataError, ProgramError
 from probmix.isolation import isolated
 from probmix.models.mixture_latent import MixtureLatent
 from probmix.networks import Bounded, decoder_network, encoder_network
+from probmix.trained_networks import Generated, checked_labels, checked_rows, first_where
 from probmix.typing import Dims, Sites
 
-__all__ = ["Generated", "MixtureGAN"]
+__all__ = ["MixtureGAN"]
 
 _ROWS = 1000  # generated or judged at once outside training
 _BYTES = 200.0  # values beyond this look like bytes
-
-
-class Generated(NamedTuple):
-    """What a generator has made.
-
-    Args:
-        x: data, ``(n, *shape)``.
-        z: the latent vector of each, ``(n, d)``.
-        component: the component of each, ``(n,)``.
-
-    Example:
-        >>> Generated._fields  # made by `MixtureGAN.sample`, whose example shows one
-        ('x', 'z', 'component')
-    """
-
-    x: Tensor
-    z: Tensor
-    component: Tensor
 
 
 class MixtureGAN(nn.Module):
@@ -274,35 +257,25 @@ class MixtureGAN(nn.Module):
     # The rest.
 
     def _observe(self, x: Tensor) -> Tensor:
-        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         if x.dim() not in (2, 4) or not len(x):
             raise DataError(
                 f"x: expected rows (n, d) or images (n, channels, height, width), got shape {tuple(x.shape)}. "
                 "Add a channel to images by x[:, None]."
             )
-        low, high = self.value_range or (-torch.inf, torch.inf)
-        bad = ~(x.isfinite() & (x >= low) & (x <= high)).flatten(1)
-        if bad.any():
-            row = int(bad.any(-1).nonzero()[0, 0])
-            value = float(x.flatten(1)[row][bad[row]][0])
-            raise DataError(f"x: expected {_bounds(self.value_range)}, got {value:g} in row {row}. {_remedy(value)}")
+        x = checked_rows(x)
+        if self.value_range is not None:
+            low, high = self.value_range
+            if bad := first_where(x, (x < low) | (x > high)):
+                row, value = bad
+                remedy = "Bytes are brought to that range by x / 255" if value > _BYTES else "Rescale the data"
+                raise DataError(
+                    f"x: expected values from {low:g} to {high:g}, got {value:g} in row {row}. {remedy}, or set "
+                    "value_range=(low, high), or None for data without bounds."
+                )
         return x
 
     def _observe_labelled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        x, classes = self._observe(x), self.latent.num_classes or 0
-        if y.shape != x.shape[:1]:
-            raise DataError(
-                f"y: expected a label for each of {len(x)} rows, got shape {tuple(y.shape)}. Of one-hot labels take "
-                "y.argmax(-1)."
-            )
-        bad = ((y != y.long()) | (y < 0) | (y >= classes)).nonzero()
-        if len(bad):
-            raise DataError(
-                f"y: expected labels 0 to {classes - 1}, the classes that latent.labels maps onto, got "
-                f"{float(y[bad[0, 0]]):g} in row {int(bad[0, 0])}. Number the classes from 0, or add components for "
-                "them to labels=."
-            )
-        return x, y.long()
+        return self._observe(x), checked_labels("y", y, len(x), self.latent.num_classes or 0, some_unknown=False)
 
 
 def _check(latent: MixtureLatent, supervision: str | None, value_range: tuple[float, float] | None) -> None:
@@ -333,15 +306,3 @@ def _require_shape(name: str, network: nn.Module, inputs: Tensor, expected: tupl
             f"{name}: expected a network that takes {tuple(inputs.shape)} to {expected}, got {found}. Change its last "
             "layer" + (", or the shape of the data." if name == "generator" else ".")
         )
-
-
-def _bounds(value_range: tuple[float, float] | None) -> str:
-    return "finite numbers" if value_range is None else f"values from {value_range[0]:g} to {value_range[1]:g}"
-
-
-def _remedy(value: float) -> str:
-    if not abs(value) < torch.inf:
-        return "Drop such rows, or fill them in."
-    if value > _BYTES:
-        return "Bytes are brought to that range by x / 255."
-    return "Rescale the data, or set value_range=(low, high), or None for data without bounds."

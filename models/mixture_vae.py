@@ -14,16 +14,6 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from probmix.amortised_guide import AmortisedGuide
-from probmix.autoencoder import (
-    ROWS,
-    Codes,
-    Generated,
-    checked_labels,
-    checked_rows,
-    in_blocks,
-    networks_for,
-    with_parameters,
-)
 from probmix.collapse import ACTIVE_VAR, Collapse
 from probmix.decoder_likelihoods import decoder_likelihood
 from probmix.errors import DataError, ProgramError
@@ -33,6 +23,16 @@ from probmix.models.ard_latent import ARDLatent
 from probmix.models.factored_latent import FactoredLatent
 from probmix.models.mixture_latent import MixtureLatent
 from probmix.scale_mixture_guide import normal_points
+from probmix.trained_networks import (
+    ROWS,
+    Codes,
+    Generated,
+    checked_labels,
+    checked_rows,
+    in_blocks,
+    networks_for,
+    with_parameters,
+)
 from probmix.typing import OwnSettings, Sites
 
 __all__ = ["MixtureVAE"]
@@ -142,8 +142,7 @@ class MixtureVAE(nn.Module):
 
     def forward(self, x: Tensor, *y: Tensor) -> None:
         """Run the program, its networks constant."""
-        constants = {name: value.detach() for name, value in self._ready().named_parameters()}
-        with_parameters(self, constants, MixtureVAE._statements, x, *y)
+        self._with_constants(MixtureVAE._statements, x, *y)
 
     def observe(self, x: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
         """Check the data once, before a fit.
@@ -312,8 +311,7 @@ class MixtureVAE(nn.Module):
 
     def generate(self, z: Tensor) -> Tensor:
         """Return the mean of the data given latent vectors, ``(*n, d) -> (*n, *shape)``, the network constant."""
-        constants = {name: value.detach() for name, value in self._ready().named_parameters()}
-        return with_parameters(self, constants, MixtureVAE._mean, z)
+        return self._with_constants(MixtureVAE._mean, z)
 
     @torch.no_grad()
     def sample(
@@ -394,6 +392,11 @@ class MixtureVAE(nn.Module):
         return other
 
     # -- the rest ---------------------------------------------------------------------------------------------------
+
+    def _with_constants(self, method: Any, *args: Tensor) -> Any:
+        """Return what a method gives while no parameter has a gradient."""
+        constants = {name: value.detach() for name, value in self._ready().named_parameters()}
+        return with_parameters(self, constants, method, *args)
 
     def _mean(self, z: Tensor) -> Tensor:
         means = in_blocks(lambda rows: (self.likelihood.mean(self._decoded(rows)),), z.reshape(-1, z.shape[-1]))[0]

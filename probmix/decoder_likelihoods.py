@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from probmix.errors import DataError, ProgramError
+from probmix.trained_networks import first_where
 
 __all__ = ["AbstractDecoderLikelihood", "BernoulliPixels", "NormalNoise", "decoder_likelihood"]
 
@@ -62,16 +63,11 @@ class BernoulliPixels(AbstractDecoderLikelihood):
         Raises:
             DataError: with the first value that is not, and its row.
         """
-        rows = x.flatten(1)
-        bad = ((rows < 0) | (rows > 1)).any(-1).nonzero()
-        if len(bad):
-            row = rows[bad[0, 0]]
-            value, most = row[(row < 0) | (row > 1)][0], rows.max()
-            bytes_like = bool((rows.amin() >= 0) & (most > 1) & (most <= 255))
-            remedy = "Divide by 255" if bytes_like else "Rescale each column to [0, 1]"
+        if bad := first_where(x, (x < 0) | (x > 1)):
+            remedy = "Divide by 255" if bool((x.amin() >= 0) & (x.amax() <= 255)) else "Rescale each column to [0, 1]"
             raise DataError(
-                f"x: expected values from 0 to 1, probabilities of a pixel, got {float(value):g} in row "
-                f'{int(bad[0, 0])}. {remedy}, or use likelihood="normal".'
+                f"x: expected values from 0 to 1, probabilities of a pixel, got {bad[1]:g} in row {bad[0]}. {remedy}, "
+                'or use likelihood="normal".'
             )
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The data and the networks of an autoencoder, checked before a fit: what does not fit together, and what to do."""
+"""The data and the networks of a deep model, checked before a fit: what does not fit together, and what to do."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = [
     "Generated",
     "checked_labels",
     "checked_rows",
+    "first_where",
     "in_blocks",
     "networks_for",
     "with_parameters",
@@ -47,7 +48,7 @@ class Generated(NamedTuple):
 
     Args:
         x: means, or draws, ``(n, *shape)``.
-        z: latent vectors that they were decoded from, ``(n, d)``.
+        z: latent vectors that they were made from, ``(n, d)``.
         component: which component those come from, ``(n,)``; of a `FactoredLatent` ``(n, P)``.
 
     Example:
@@ -76,18 +77,33 @@ def checked_rows(x: Tensor) -> Tensor:
             f"x: expected rows (n, d) or images (n, channels, height, width), got {tuple(x.shape)}. A single column is "
             "x[:, None]."
         )
-    bad = (~x.flatten(1).isfinite()).any(-1).nonzero()
-    if len(bad):
-        row = x[bad[0, 0]].flatten()
-        raise DataError(
-            f"x: expected finite numbers, got {float(row[~row.isfinite()][0])} in row {int(bad[0, 0])}. Drop such "
-            "rows, or fill them in."
-        )
+    if bad := first_where(x, ~x.isfinite()):
+        row, value = bad
+        raise DataError(f"x: expected finite numbers, got {value} in row {row}. Drop such rows, or fill them in.")
     return x
 
 
-def checked_labels(name: str, y: Tensor, num_rows: int, num_classes: int) -> Tensor:
+def first_where(x: Tensor, bad: Tensor) -> tuple[int, float] | None:
+    """Return the first row of data ``(n, *shape)`` with a value that is bad, and that value; None: there is none.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [3.0, 7.0]])
+        >>> first_where(x, x > 2), first_where(x, x > 9)
+        ((1, 3.0), None)
+    """
+    places = bad.nonzero()
+    return (int(places[0, 0]), float(x[tuple(places[0])])) if len(places) else None
+
+
+def checked_labels(name: str, y: Tensor, num_rows: int, num_classes: int, *, some_unknown: bool = True) -> Tensor:
     """Return labels ``(n,)`` as whole numbers, -1 where there is none.
+
+    Args:
+        name: what to call them in messages.
+        y: labels.
+        num_rows: n.
+        num_classes: labels are below.
+        some_unknown: whether -1 will do.
 
     Raises:
         DataError: another shape, or a class that there is not.
@@ -98,14 +114,14 @@ def checked_labels(name: str, y: Tensor, num_rows: int, num_classes: int) -> Ten
     """
     if y.shape != (num_rows,):
         raise DataError(
-            f"{name}: expected a label for each of {num_rows} rows, got {tuple(y.shape)}. Use -1 where there is none; "
-            "of one-hot labels take y.argmax(-1)."
+            f"{name}: expected a label for each of {num_rows} rows, got shape {tuple(y.shape)}. Of one-hot labels take "
+            f"y.argmax(-1){', and -1 where there is none' if some_unknown else ''}."
         )
-    bad = ((y != y.long()) | (y < -1) | (y >= num_classes)).nonzero()
-    if len(bad):
+    if bad := first_where(y, (y != y.long()) | (y < -some_unknown) | (y >= num_classes)):
+        known = ", or -1 where there is none" if some_unknown else ", the classes that latent.labels maps onto"
         raise DataError(
-            f"{name}: expected labels 0 to {num_classes - 1}, or -1 where there is none, got {y[bad[0, 0]]} in row "
-            f"{int(bad[0, 0])}. Number the classes from 0, as `labels` of the prior does."
+            f"{name}: expected labels 0 to {num_classes - 1}{known}, got {bad[1]:g} in row {bad[0]}. Number the "
+            "classes from 0, as `labels` of the prior does, or give it components for more."
         )
     return y.long()
 

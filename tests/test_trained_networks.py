@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from probmix.autoencoder import checked_labels, checked_rows, in_blocks, networks_for
 from probmix.decoder_likelihoods import BernoulliPixels, NormalNoise, decoder_likelihood
 from probmix.errors import DataError, ProgramError
+from probmix.trained_networks import checked_labels, checked_rows, in_blocks, networks_for
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_rows_are_refused(x, message):
         (torch.tensor([0, 3, 1]), "y: expected labels 0 to 2, or -1 where there is none, got 3 in row 1"),
         (torch.tensor([0.0, 1.0, 0.5]), "got 0.5 in row 2"),
         (torch.tensor([0, -2, 1]), "got -2 in row 1"),
-        (torch.zeros(3, 3), r"y: expected a label for each of 3 rows, got \(3, 3\).*y.argmax"),
+        (torch.zeros(3, 3), r"y: expected a label for each of 3 rows, got shape \(3, 3\).*y.argmax"),
     ],
 )
 def test_labels_are_refused(y, message):
