@@ -51,6 +51,7 @@ class AdversarialState(NamedTuple):
         iteration: steps done.
         seen: what every step since the last look has seen.
         good: everything as it was at the last look at which both losses were numbers.
+        identity: what a checkpoint is known by; it takes a pass over the data.
         lost: whose loss was not a number, and when; empty as long as all is well.
     """
 
@@ -58,6 +59,7 @@ class AdversarialState(NamedTuple):
     iteration: int
     seen: tuple[Seen, ...]
     good: Snapshot
+    identity: dict[str, object]
     lost: str
 
 
@@ -162,10 +164,11 @@ class Adversarial(AbstractMethod):
             )
         rates = self.learning_rate, self.discriminator_rate or self.learning_rate
         players = Players.of(problem.program.built_for(*problem.arguments.args), rates, self.momentum)
-        good = players.snapshot(0, {})
+        good, identity = players.snapshot(0, {}), {}
         if self.checkpoint is not None:
+            identity = self._identity(problem)
             if self.resume:
-                good = read_checkpoint(self.checkpoint, self._identity(problem))
+                good = read_checkpoint(self.checkpoint, identity)
                 steps = good.iteration
                 require(self.steps >= steps, "steps", f"at least the {steps} of the checkpoint", self.steps)
                 players.restore(good)
@@ -174,7 +177,7 @@ class Adversarial(AbstractMethod):
                     f"checkpoint: expected a new file, but {self.checkpoint} exists. Go on from it by resume=True, or "
                     "choose another."
                 )
-        return AdversarialState(players, good.iteration, (), good, "")
+        return AdversarialState(players, good.iteration, (), good, identity, "")
 
     def step(self, problem: Problem, state: AdversarialState) -> AdversarialState:
         """Return the state after a step of each player."""
@@ -188,7 +191,7 @@ class Adversarial(AbstractMethod):
         state = state._replace(iteration=iteration, seen=(*state.seen, seen))
         if iteration % self.log_every and iteration < self.steps:
             return state
-        return self._look(problem, state, data)
+        return self._look(state, data[0])
 
     def status(self, problem: Problem, state: AdversarialState) -> Status | None:
         """Return how the game ended, or None to go on."""
@@ -207,7 +210,7 @@ class Adversarial(AbstractMethod):
         """Return the model with the averaged generator, its networks in evaluation mode."""
         players = state.players
         if self.checkpoint is not None and state.good.iteration:
-            write_checkpoint(self.checkpoint, state.good, self._identity(problem))
+            write_checkpoint(self.checkpoint, state.good, state.identity)
         model = players.trained(averaged=bool(self.average))
         point = {name: value.detach().clone() for name, value in model.state_dict().items()}
         history = {name: torch.stack(values) for name, values in state.good.history.items()}
@@ -238,9 +241,7 @@ class Adversarial(AbstractMethod):
             fake, _, component = model.rsample(self.batch_size)
         outputs = model.judge(fake)
         loss = game.discriminator(model.real_score(model.judge(x), label), model.fake_score(outputs, component))
-        if model.recognise:
-            loss = loss + self.recognition * cross_entropy(model.component_logits(outputs), component)
-        penalised = loss
+        loss = penalised = loss + self._recognition(model, outputs, component)
         weight = _PENALTY[self.loss] if self.gradient_penalty is None else self.gradient_penalty
         if weight:
 
@@ -258,15 +259,17 @@ class Adversarial(AbstractMethod):
         fake, _, component = model.rsample(self.batch_size)
         outputs = model.judge(fake)
         score = model.wanted_score(outputs, component)
-        loss = LOSSES[self.loss].generator(score)
-        if model.recognise:
-            loss = loss + self.recognition * cross_entropy(model.component_logits(outputs), component)
+        loss = LOSSES[self.loss].generator(score) + self._recognition(model, outputs, component)
         players.generator_optimiser.zero_grad()
         loss.backward(inputs=players.learnt)  # and not by the discriminator's parameters, which is half of the work
         players.generator_optimiser.step()
         return loss.detach(), score.detach(), component
 
-    def _look(self, problem: Problem, state: AdversarialState, data: tuple[Tensor, ...]) -> AdversarialState:
+    def _recognition(self, model: ImplicitModel, outputs: Tensor, component: Tensor) -> Tensor | float:
+        """Return the loss, of both players, of components that are not recognised."""
+        return self.recognition * cross_entropy(model.component_logits(outputs), component) if model.recognise else 0.0
+
+    def _look(self, state: AdversarialState, x: Tensor) -> AdversarialState:
         losses = torch.stack([torch.stack(seen.losses) for seen in state.seen]).mean(0)
         score, drawn = _by_component(state.seen, state.players.model.latent.num_components)
         state = state._replace(seen=())
@@ -281,12 +284,12 @@ class Adversarial(AbstractMethod):
         record = {"step": torch.tensor(state.iteration)}
         record |= {f"{name}_loss": loss for name, loss in zip(_PLAYERS, losses, strict=True)}
         record |= state.players.gradient_norms() | {"component_score": score}
-        record |= {"component_usage": self._usage(state.players.model, data[0], drawn)}
+        record |= {"component_usage": self._usage(state.players.model, x, drawn)}
         history = {name: (*state.good.history.get(name, ()), value) for name, value in record.items()}
         good = state.players.snapshot(state.iteration, history)
-        due = state.iteration % self.checkpoint_every == 0
+        due = state.iteration % self.checkpoint_every == 0 and state.iteration < self.steps  # the end is written anyway
         if self.checkpoint is not None and due:
-            write_checkpoint(self.checkpoint, good, self._identity(problem))
+            write_checkpoint(self.checkpoint, good, state.identity)
         return state._replace(good=good)
 
     @torch.no_grad()
@@ -310,7 +313,7 @@ class Adversarial(AbstractMethod):
         free = ("steps", "log_every", "checkpoint", "checkpoint_every", "resume")
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in free}
         x = problem.arguments.args[0]
-        data = {"rows": len(x), "shape": str(tuple(x.shape[1:])), "sum": float(x.double().sum())}
+        data = {"rows": len(x), "shape": str(tuple(x.shape[1:])), "sum": float(x.sum(dtype=torch.float64))}
         return {**settings, "seed": problem.seed, **data}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -95,7 +96,7 @@ class Players:
     def average(self, decay: float, iteration: int) -> None:
         """Move the averages towards the generator: at first faster, so that they forget where it started."""
         share = 1 - min(decay, (1 + iteration) / (10 + iteration))
-        for mean, value in zip(self.averaged.parameters(), self._generator.parameters(), strict=True):
+        for mean, value in self._pairs:
             mean.lerp_(value, share)
 
     def gradient_norms(self) -> Sites:
@@ -140,13 +141,15 @@ class Players:
         """Return the model as it is to be used: with the averages, in evaluation mode, without gradients."""
         if averaged:
             with torch.no_grad():
-                for mean, value in zip(self.averaged.parameters(), self._generator.parameters(), strict=True):
+                for mean, value in self._pairs:
                     value.copy_(mean)
         return self.model.frozen()
 
-    @property
-    def _generator(self) -> nn.ModuleList:
-        return nn.ModuleList([self.model.generator, self.model.latent])
+    @cached_property
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Averages, and the parameters of the generator and the mixture that they are of."""
+        played = [*self.model.generator.parameters(), *self.model.latent.parameters()]
+        return list(zip(self.averaged.parameters(), played, strict=True))
 
     @property
     def _device(self) -> torch.device:

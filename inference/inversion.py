@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from probmix.errors import MethodError
 from probmix.importance import elbo, finite_or_zero_weight
@@ -19,6 +18,7 @@ from probmix.inference.lbfgs import put_rows, take_rows
 from probmix.inference.method import AbstractMethod, Problem, common, require
 from probmix.posterior import GuidePosterior
 from probmix.status import Status
+from probmix.trained_networks import derivatives
 from probmix.typing import RowLatents
 
 __all__ = ["Inversion"]
@@ -34,13 +34,11 @@ class InversionState(NamedTuple):
     """All searches, of all rows.
 
     Args:
-        ascent: searches ``(n * r, d)``, those of a row one after the other.
-        component: in which each searches, ``(n * r,)``.
+        ascent: searches ``(n * r, d)``, those of a row one after the other, in each component in turn.
         shape: rows n and searches for each, r.
     """
 
     ascent: Ascent
-    component: Tensor
     shape: tuple[int, int]
 
 
@@ -108,20 +106,16 @@ class Inversion(AbstractMethod):
                 "generator_program(model, noise_std), or use MAP(), Laplace() or NUTS() for other programs."
             )
         (x,) = problem.arguments.args
-        z, _ = program.nearest(self.restarts, x, each_component=True)
-        shape = (len(x), len(z))
-        component = torch.arange(program.model.latent.num_components, device=x.device).repeat(self.restarts * len(x))
-        owner = torch.arange(len(x), device=x.device).repeat_interleave(len(z))
-        ascent = begin(_climbed(program, x, owner, component), z.transpose(0, 1).flatten(0, 1))
-        return InversionState(ascent, component, shape)
+        z = program.nearest(self.restarts, x, each_component=True).transpose(0, 1)
+        every = torch.arange(z.shape[0] * z.shape[1], device=x.device)
+        return InversionState(begin(_climbed(program, x, every, z.shape[1]), z.flatten(0, 1)), tuple(z.shape[:2]))
 
     def step(self, problem: Problem, state: InversionState) -> InversionState:
         """Return the state after one block of L-BFGS iterations of every search that still gains."""
         (x,), ascent = problem.arguments.args, state.ascent
         left = ascent.active.nonzero().squeeze(-1)
         part = Ascent(take_rows(ascent.search, left), (), ascent.active[left])
-        climbed = _climbed(problem.program, x, left // state.shape[1], state.component[left])
-        part = ascend(climbed, part, self.tolerance)
+        part = ascend(_climbed(problem.program, x, left, state.shape[1]), part, self.tolerance)
         search = put_rows(ascent.search, left, part.search)
         active = torch.zeros_like(ascent.active).index_copy(0, left, part.active)
         after = Ascent(search, ascent.objectives, active)
@@ -150,10 +144,9 @@ class Inversion(AbstractMethod):
         n, r = state.shape
         modes = state.ascent.search.point.reshape(n, r, -1)
         values = state.ascent.latest.reshape(n, r).nan_to_num(-torch.inf)
-        component = state.component[:r]  # of the searches of any row
         size = max(1, _AT_ONCE // (x[0].numel() * max(r, self.num_draws)))
         blocks = [
-            _draws(program, x[rows], modes[rows], values[rows], component, self.num_draws)
+            _draws(program, x[rows], modes[rows], values[rows], self.num_draws)
             for rows in torch.arange(n, device=x.device).split(size)
         ]
         mode = modes[torch.arange(n, device=x.device), values.argmax(-1)]
@@ -185,17 +178,24 @@ class Inversion(AbstractMethod):
         return {"running": str(int(state.ascent.active.sum()))}
 
 
-def _climbed(program: Any, x: Tensor, owner: Tensor, component: Tensor) -> Any:
-    """Return the log density of searches ``(searches, d)``, each for a row and in a component, and its gradient."""
-    size = max(1, _AT_ONCE // x[0].numel())
+def _climbed(program: Any, x: Tensor, search: Tensor, each: int) -> Any:
+    """Return the log density of searches ``(searches, d)`` and its gradient.
+
+    Args:
+        program: the generator's.
+        x: rows.
+        search: the number of each among all, from which follow its row and its component.
+        each: searches for a row.
+    """
+    size, latent = max(1, _AT_ONCE // x[0].numel()), program.model.latent
 
     def log_density(z: Tensor) -> tuple[Tensor, Tensor]:
         parts = []
-        for rows, own, block in zip(owner.split(size), component.split(size), z.detach().split(size), strict=True):
+        for numbers, block in zip(search.split(size), z.detach().split(size), strict=True):
             with torch.enable_grad():
-                part = block.requires_grad_()
-                prior = program.model.latent.log_prob_components(part).gather(-1, own[:, None]).squeeze(-1)
-                value = program.log_likelihood_rows(x[rows], program.model.generate(part)) + prior
+                part, own = block.requires_grad_(), numbers % latent.num_components
+                prior = latent.log_prob_components(part).gather(-1, own[:, None]).squeeze(-1)
+                value = program.log_likelihood_rows(x[numbers // each], program.model.generate(part)) + prior
                 (gradient,) = torch.autograd.grad(value.sum(), part)
             parts.append((value.detach(), gradient))
         values, gradients = (torch.cat(found) for found in zip(*parts, strict=True))
@@ -205,12 +205,10 @@ def _climbed(program: Any, x: Tensor, owner: Tensor, component: Tensor) -> Any:
 
 
 @torch.no_grad()
-def _draws(
-    program: Any, x: Tensor, modes: Tensor, values: Tensor, component: Tensor, num: int
-) -> tuple[Tensor, Tensor]:
+def _draws(program: Any, x: Tensor, modes: Tensor, values: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """Return draws ``(s, n, d)`` about modes ``(n, r, d)`` and their log importance ratios ``(s, n)``."""
     n, r, dim = modes.shape
-    tril = torch.linalg.cholesky(_precision(program, x, modes, component))  # of the precision H = L L^T
+    tril = torch.linalg.cholesky(_precision(program, x, modes))  # of the precision H = L L^T
     log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     evidence = (values - log_det).softmax(-1)
     alive = (values >= values.amax(-1, keepdim=True) - _HOPELESS).to(evidence)
@@ -219,7 +217,7 @@ def _draws(
     own = chosen[..., None].expand(-1, -1, dim)
     width = modes.new_tensor(_WIDTHS)[torch.randint(len(_WIDTHS), (n, num), device=modes.device)]
     noise = width[..., None] * torch.randn(n, num, dim, dtype=modes.dtype, device=modes.device)
-    z = modes.gather(1, own).clone()
+    z = modes.gather(1, own)
     log_q = []
     for mode in range(r):  # a pass for each mode, whose factor all its draws have in common
         mine = (chosen == mode)[..., None]
@@ -234,12 +232,10 @@ def _draws(
     return z, finite_or_zero_weight(program.log_joint_rows(x, z) - density.T)
 
 
-def _precision(program: Any, x: Tensor, modes: Tensor, component: Tensor) -> Tensor:
+def _precision(program: Any, x: Tensor, modes: Tensor) -> Tensor:
     """Return the Gauss-Newton precision at modes ``(n, r, d)``, ``(n, r, d, d)``."""
     latent, known = program.model.latent, x.isfinite().flatten(1)
-    columns = []
-    for axis in torch.eye(modes.shape[-1], dtype=modes.dtype, device=modes.device):
-        column = jvp(program.model.generate, (modes,), (axis.expand_as(modes),))[1]
-        columns.append(column.flatten(2) * known[:, None] / program.fixed_noise_std)
-    jacobian = torch.stack(columns, -1)
+    columns = [column.flatten(2) * known[:, None] for column in derivatives(program.model.generate, modes)]
+    jacobian = torch.stack(columns, -1) / program.fixed_noise_std
+    component = torch.arange(modes.shape[1], device=modes.device) % latent.num_components
     return jacobian.mT @ jacobian + torch.cholesky_inverse(latent.tril)[component]

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 
 from probmix.errors import DataError, ProgramError
 from probmix.isolation import isolated
 from probmix.models.mixture_latent import Latents
+from probmix.trained_networks import derivatives
 
 __all__ = ["ARDLatent", "Relevance"]
 
@@ -194,7 +194,9 @@ class ARDLatent(nn.Module):
             raise DataError(f"threshold: expected a share in (0, 1], got {threshold!r}.")
         places = torch.linspace(0, len(codes) - 1, min(len(codes), _AT_ONCE), device=codes.device).round().long()
         codes = codes[places].to(self.log_var)
-        weight = torch.stack([_mean_square_of_derivative(decoder, codes, axis) for axis in range(self.dim)])
+        with torch.no_grad():
+            squares = [derivative.square().flatten(1).sum(-1) for derivative in derivatives(decoder, codes)]
+        weight = torch.stack(squares).mean(-1)
         score = weight * self.var
         values, order = score.double().sort(descending=True)  # a small share is not lost in the sum
         before = values.cumsum(0) - values
@@ -204,11 +206,3 @@ class ARDLatent(nn.Module):
     def active_dims(self, decoder: Callable[[Tensor], Tensor], codes: Tensor, *, threshold: float = 0.99) -> Tensor:
         """Return which axes are active, ``(d,)``: see `relevance`."""
         return self.relevance(decoder, codes, threshold=threshold).active
-
-
-def _mean_square_of_derivative(decoder: Callable[[Tensor], Tensor], codes: Tensor, axis: int) -> Tensor:
-    direction = torch.zeros_like(codes)
-    direction[:, axis] = 1.0
-    with torch.no_grad():
-        derivative = jvp(decoder, (codes,), (direction,))[1]
-    return derivative.square().flatten(1).sum(-1).mean()

@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 
 from probmix.errors import DataError, ProgramError
 from probmix.models.mixture_latent import MixtureLatent
+from probmix.trained_networks import require_trained
 from probmix.typing import Dims, Generative, Sites
 
 __all__ = ["GeneratorProgram", "generator_program"]
@@ -53,11 +54,7 @@ def generator_program(model: Generative, noise_std: float | Distribution) -> Gen
         >>> fit.sites()["z"].shape
         torch.Size([4, 2])
     """
-    if not isinstance(model, Generative) or getattr(model, "generator", model) is None:
-        raise ProgramError(
-            f"model: expected a trained model with a latent mixture and a generator, got {type(model).__name__}. Pass "
-            "fit.program of infer(MixtureGAN(...), x, Adversarial(), seed=0)."
-        )
+    require_trained(model)
     if not isinstance(model.latent, MixtureLatent):
         raise ProgramError(
             f"model: expected a MixtureLatent as the prior, got {type(model.latent).__name__}. Train with one; or "
@@ -144,7 +141,7 @@ class GeneratorProgram:
     def log_likelihood_rows(self, x: Tensor, mean: Tensor) -> Tensor:
         """Return the log density of rows ``(n, *shape)`` given what the generator makes, ``(*b, n, *shape)``."""
         std, known = self.fixed_noise_std, x.isfinite()
-        square = ((x.nan_to_num() - mean) / std).square().where(known, 0).flatten(x.dim() and mean.dim() - x.dim() + 1)
+        square = ((x.nan_to_num() - mean) / std).square().where(known, 0).flatten(mean.dim() - x.dim() + 1)
         count = known.flatten(1).sum(-1)
         return -0.5 * square.sum(-1) - count * (math.log(std) + 0.5 * math.log(2 * math.pi))
 
@@ -172,14 +169,14 @@ class GeneratorProgram:
 
         Guess i is the i-th nearest of every row. Uses torch's global generator.
         """
-        z = self.nearest(num, x)[0]
+        z = self.nearest(num, x)
         if not isinstance(self.noise_std, Distribution):
             return {"z": z}
         return {"z": z, "noise_std": self.noise_std.sample(torch.Size([num])).to(x)}
 
     @torch.no_grad()
-    def nearest(self, num: int, x: Tensor, *, each_component: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the nearest draws of each row ``(num, n, d)``, nearest first, and squared distances ``(num, n)``.
+    def nearest(self, num: int, x: Tensor, *, each_component: bool = False) -> Tensor:
+        """Return the nearest of 4,096 draws to each row ``(num, n, d)``, nearest first.
 
         Args:
             num: at most 4,096.
@@ -197,15 +194,10 @@ class GeneratorProgram:
             seen = known[rows]
             square = flat[rows].square().sum(-1, keepdim=True) + seen @ pool.square().T - 2 * flat[rows] @ pool.T
             found.append(self._smallest(square, num, each_component))
-        index, square = (torch.cat(part, 1) for part in zip(*found, strict=True))
-        return z[index], square
+        return z[torch.cat(found, 1)]
 
-    def _smallest(self, square: Tensor, num: int, each_component: bool) -> tuple[Tensor, Tensor]:
-        """Return indices and values of the smallest of each row ``(n, pool)``, ``(num, n)``."""
-        if not each_component:
-            best = square.topk(num, largest=False)
-            return best.indices.T, best.values.T
-        num_components = self.model.latent.num_components
-        best = square.unflatten(1, (-1, num_components)).topk(num, dim=1, largest=False)  # draws i * K + k
-        own = torch.arange(num_components, device=square.device)
-        return (best.indices * num_components + own).flatten(1).T, best.values.flatten(1).T
+    def _smallest(self, square: Tensor, num: int, each_component: bool) -> Tensor:
+        """Return indices of the smallest of each row ``(n, pool)``, ``(num, n)``."""
+        num_groups = self.model.latent.num_components if each_component else 1
+        best = square.unflatten(1, (-1, num_groups)).topk(num, dim=1, largest=False).indices  # of draws i * K + k
+        return (best * num_groups + torch.arange(num_groups, device=square.device)).flatten(1).T

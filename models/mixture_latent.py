@@ -243,7 +243,8 @@ class MixtureLatent(nn.Module):
             whitened = torch.linalg.solve_triangular(tril, residual[..., None], upper=False).squeeze(-1)
             log_std = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         else:
-            whitened, log_std = residual / self.std, self.std.log().sum(-1)
+            std = self.std
+            whitened, log_std = residual / std, std.log().sum(-1)
         log_normaliser = log_std + 0.5 * self.dim * math.log(2 * math.pi * var)
         return self.logits.log_softmax(-1) - 0.5 * whitened.square().sum(-1) / var - log_normaliser
 
@@ -267,15 +268,17 @@ class MixtureLatent(nn.Module):
         """
         residual = loc[..., None, :] - self.loc
         if self.covariance == "full":
-            inverse = torch.linalg.inv(self.tril)
+            tril = self.tril
+            inverse = torch.linalg.inv(tril)
             quadratic = torch.einsum("kij,...kj->...ki", inverse, residual).square().sum(-1)
             trace = std.square() @ inverse.square().sum(-2).mT
-            log_det = 2 * self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            log_det = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         else:
-            precision = self.std.square().reciprocal()
+            own = self.std
+            precision = own.square().reciprocal()
             quadratic = (residual.square() * precision).sum(-1)
             trace = std.square() @ precision.mT
-            log_det = 2 * self.std.log().sum(-1)
+            log_det = 2 * own.log().sum(-1)
         return 0.5 * (trace + quadratic - self.dim + log_det - 2 * std.log().sum(-1)[..., None])
 
     # -- draws ------------------------------------------------------------------------------------------------------

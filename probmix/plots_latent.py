@@ -14,6 +14,7 @@ from matplotlib.patches import Ellipse
 from probmix.errors import DataError, ProgramError
 from probmix.plots_axes import colour, legend_beside, marker, new_axes, outline
 from probmix.plots_inputs import FloatArray, Values, check_features, to_numbers, to_table
+from probmix.trained_networks import require_trained
 from probmix.typing import Generative
 
 __all__ = ["plane_colours", "plot_latent", "plot_latent_map"]
@@ -133,11 +134,7 @@ def plot_latent_map(
         (20, 20, 3)
         >>> plt.close(ax.figure)
     """
-    if not isinstance(model, Generative) or getattr(model, "generator", model) is None:
-        raise ProgramError(
-            f"model: expected a trained model with a latent mixture and a generator, got {type(model).__name__}. Pass "
-            "fit.program of a fit."
-        )
+    require_trained(model)
     mixture, radii = _mixture(model.latent), _radii(num_std, temperature)
     if mixture.loc.shape[1] != 2:
         raise DataError(

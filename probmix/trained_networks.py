@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, jvp
 
 from probmix.errors import DataError, ProgramError
 from probmix.networks import decoder_network, encoder_network
+from probmix.typing import Generative
 
 __all__ = [
     "ROWS",
@@ -18,9 +19,11 @@ __all__ = [
     "Generated",
     "checked_labels",
     "checked_rows",
+    "derivatives",
     "first_where",
     "in_blocks",
     "networks_for",
+    "require_trained",
     "with_parameters",
 ]
 
@@ -162,6 +165,36 @@ def in_blocks(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, rows:
         (tensor([2., 2., 2.]),)
     """
     return tuple(map(torch.cat, zip(*(function(block) for block in x.split(rows)), strict=True)))
+
+
+def derivatives(network: Callable[[Tensor], Tensor], z: Tensor) -> Iterator[Tensor]:
+    """Yield the derivative of a network's output by each number of its inputs ``(*n, d)`` in turn.
+
+    Example:
+        >>> [by.item() for by in derivatives(lambda z: z[..., 0] * z[..., 1], torch.tensor([2.0, 5.0]))]
+        [5.0, 2.0]
+    """
+    for axis in torch.eye(z.shape[-1], dtype=z.dtype, device=z.device):
+        yield jvp(network, (z,), (axis.expand_as(z),))[1]
+
+
+def require_trained(model: Any) -> None:
+    """Raise unless a model can generate.
+
+    Raises:
+        ProgramError: it has no latent mixture, or no generator yet.
+
+    Example:
+        >>> require_trained(nn.Linear(2, 2))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        probmix.errors.ProgramError: model: expected a trained model with a latent mixture and a generator, got ...
+    """
+    if not isinstance(model, Generative) or getattr(model, "generator", model) is None:
+        raise ProgramError(
+            f"model: expected a trained model with a latent mixture and a generator, got {type(model).__name__}. Pass "
+            "fit.program of infer(MixtureGAN(...), x, Adversarial(), seed=0)."
+        )
 
 
 def with_parameters(owner: nn.Module, parameters: Mapping[str, Tensor], method: Callable[..., Any], *args: Any) -> Any:

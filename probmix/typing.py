@@ -162,8 +162,8 @@ class RowLatents(Protocol):
         """Return ``log p(x, z)`` of latent vectors ``(*b, n, d)`` for rows ``(n, *shape)``, ``(*b, n)``."""
         ...
 
-    def nearest(self, num: int, x: Tensor, *, each_component: bool = False) -> tuple[Tensor, Tensor]:
-        """Return guesses for each row, best first, and how far off they are."""
+    def nearest(self, num: int, x: Tensor, *, each_component: bool = False) -> Tensor:
+        """Return guesses for each row ``(num, n, d)``, best first; of each component, in turn, ``(num * K, n, d)``."""
         ...
 
 
