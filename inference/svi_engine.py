@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from probmix.amortised_guide import AmortisedGuide
-from probmix.guides import NormalGuide, ProgramGuide
+from probmix.guides import Guide
 from probmix.importance import Importance
 from probmix.inference.method import Problem
-from probmix.scale_mixture_guide import ScaleMixtureGuide
 from probmix.status import Status
 from probmix.typing import Program, Sites
 
@@ -68,7 +66,7 @@ class Result(NamedTuple):
         status: how the run ended, where that was not by its rule, the step limit or the user.
     """
 
-    guide: NormalGuide | ProgramGuide | ScaleMixtureGuide | AmortisedGuide
+    guide: Guide
     params: Sites
     importance: Importance
     converged: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ class AmortisedGuide:
     parameters: Sites
     shape: tuple[int, ...]
     sizes: Mapping[str, int]
+
+    traces: ClassVar[bool] = False
 
     def centre(self, density: LogDensity | None, arguments: Arguments) -> Sites:
         """Return the mean of every latent vector, ``(N, d)``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import pyro
 import torch
@@ -22,9 +22,28 @@ from probmix.program_sites import sample_sites
 from probmix.simulation import trace_sites
 from probmix.typing import ConjugateMixture, Sites
 
-__all__ = ["ConjugateGuide", "NormalGuide", "ProgramGuide"]
+__all__ = ["ConjugateGuide", "Guide", "NormalGuide", "ProgramGuide"]
 
 _AT_ONCE = 250  # draws in one pass over the rows, which bounds its memory
+
+
+class Guide(Protocol):
+    """What a posterior asks of a fitted guide.
+
+    Args:
+        traces: whether it reads its sites off a trace of the program, which for many rows is not free; those that know
+            their sites get None for one.
+    """
+
+    traces: ClassVar[bool]
+
+    def centre(self, density: Any, arguments: Arguments) -> Sites:
+        """Return one best value of every latent site."""
+        ...
+
+    def sample(self, num: int, density: Any, arguments: Arguments) -> Sites:
+        """Return ``num`` draws of the sites; uses torch's global generator."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,8 @@ class NormalGuide:
 
     family: Literal["diagonal", "full_rank", "low_rank"]
     parameters: Sites
+
+    traces: ClassVar[bool] = True
 
     def distribution(self) -> Distribution:
         """Return ``q(z)``."""
@@ -96,6 +117,8 @@ class ConjugateGuide:
     statistics: Any
     row_weights: Tensor | None = None
 
+    traces: ClassVar[bool] = False
+
     @property
     def posterior(self) -> Any:
         """The distribution itself, of the same type as the model's prior: ``weights`` and ``component``."""
@@ -140,6 +163,8 @@ class ProgramGuide:
 
     guide: Callable[..., Any]
     parameters: Sites
+
+    traces: ClassVar[bool] = True
 
     def centre(self, density: LogDensity, arguments: Arguments) -> Sites:
         """Return the mean of 1,000 draws: every support that a program can have is convex."""

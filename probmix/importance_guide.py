@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class ImportanceGuide:
     mode: Tensor
     draws: Tensor
     log_ratios: Tensor
+
+    traces: ClassVar[bool] = False
 
     @property
     def weights(self) -> Tensor:

@@ -15,16 +15,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from probmix.amortised_guide import AmortisedGuide
 from probmix.arguments import Arguments
 from probmix.arviz import Group, convert
 from probmix.errors import DataError, MethodError, ProgramError
-from probmix.guides import ConjugateGuide, NormalGuide, ProgramGuide
-from probmix.importance_guide import ImportanceGuide
+from probmix.guides import Guide, ProgramGuide
 from probmix.isolation import isolated
 from probmix.large_arrays import joined
 from probmix.log_density import LogDensity
-from probmix.scale_mixture_guide import ScaleMixtureGuide
 from probmix.simulation import simulate, trace_sites
 from probmix.status import Status
 from probmix.storage import Missing, read, write
@@ -238,7 +235,7 @@ class GuidePosterior(AbstractPosterior):
         log_evidence: an estimate of ``log p(data)``, nats, where the method gives one (Laplace, VB).
     """
 
-    guide: NormalGuide | ProgramGuide | ConjugateGuide | ScaleMixtureGuide | AmortisedGuide | ImportanceGuide
+    guide: Guide
     elbo: tuple[float, float]
     elbos: Tensor
     pareto_k: float = float("nan")
@@ -259,9 +256,8 @@ class GuidePosterior(AbstractPosterior):
 
     @property
     def _traced(self) -> Any:
-        """A guide that knows its sites needs no trace of the program, which for many rows is not free."""
-        knows = isinstance(self.guide, ConjugateGuide | ScaleMixtureGuide | AmortisedGuide | ImportanceGuide)
-        return None if knows else self.log_density
+        """The trace of the program, for guides that read it."""
+        return self.log_density if self.guide.traces else None
 
     def _own_groups(self) -> dict[str, Group]:
         draws = {name: value[None] for name, value in self.sample(self.num_draws, seed=self.seed).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -63,6 +64,8 @@ class ScaleMixtureGuide:
     rate: Tensor | None
     inducing: Tensor
     hyperparameters: Sites
+
+    traces: ClassVar[bool] = False
 
     @property
     def scale_law(self) -> dist.InverseGamma | None:
