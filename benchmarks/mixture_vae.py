@@ -23,10 +23,9 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import image_sets
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
+from image_sets import Images, add_arguments, chosen
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -35,30 +34,29 @@ from probmix.inference import EM, SVI, infer
 from probmix.models import GaussianMixture, MixtureLatent, MixtureVAE
 from probmix.networks import decoder_network, encoder_network
 from probmix.posterior import AbstractPosterior
+from probmix.sample_quality import clustering_accuracy
 
 LEAST_GAIN = 0.0  # of the mixture over the normal prior, nats for each image
 LARGEST_COST = 1.15  # of a step, times that of the plain loop
 
 
 @dataclass(frozen=True)
-class Images:
-    """Binary pixels with their labels, for a fit and for its test, and how much work to do with them."""
+class Work:
+    """How much to do."""
 
-    x: Tensor
-    labels: Tensor
-    x_test: Tensor
-    labels_test: Tensor
     dim: int
     steps: int
     labelled_steps: int
 
 
-def binary(images: image_sets.Images, dim: int, steps: int, labelled_steps: int) -> Images:
-    """Pixels above one half are on."""
-    x, x_test = (
-        (rows > 0.5).float().unflatten(-1, (1, images.side, images.side)) for rows in (images.x, images.x_test)
-    )
-    return Images(x, images.labels, x_test, images.labels_test, dim, steps, labelled_steps)
+FULL, QUICK = Work(10, 14_000, 9000), Work(5, 2000, 1000)
+
+
+def binary(images: Images) -> Images:
+    """Images whose pixels above one half are on."""
+    shape = (1, images.side, images.side)
+    x, x_test = ((rows > 0.5).float().unflatten(-1, shape) for rows in (images.x, images.x_test))
+    return Images(x, images.labels, x_test, images.labels_test)
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
@@ -89,13 +87,6 @@ def fit(vae: MixtureVAE, data: Tensor | tuple[Tensor, ...], steps: int, seed: in
     return infer(vae, data, SVI(batch_size=128, max_steps=steps), seed=seed, throw=False)
 
 
-def accuracy_of_clusters(found: Tensor, labels: Tensor) -> float:
-    """Share of rows that the best one-to-one map of clusters onto classes gets right."""
-    table = np.zeros((10, 10))
-    np.add.at(table, (found.numpy(), labels.numpy()), 1)
-    return float(table[linear_sum_assignment(-table)].sum() / len(labels))
-
-
 @dataclass(frozen=True)
 class Row:
     """What one seed gives."""
@@ -114,9 +105,9 @@ class Row:
         return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
 
 
-def of_priors(images: Images, seed: int) -> Row:
+def of_priors(images: Images, work: Work, seed: int) -> Row:
     """A normal prior and a mixture, with the same number of steps."""
-    begun, dim, half = time.perf_counter(), images.dim, images.steps // 2
+    begun, dim, half = time.perf_counter(), work.dim, work.steps // 2
     torch.manual_seed(seed)
     vae = model(MixtureLatent(1, dim, component_std=1.0), images)
     alone = fit(vae, images.x, half, seed)
@@ -128,8 +119,8 @@ def of_priors(images: Images, seed: int) -> Row:
     return Row(
         normal.log_likelihood(x[:2000], draws=100, seed=seed),
         joint.log_likelihood(x[:2000], draws=100, seed=seed),
-        accuracy_of_clusters(started.predict(x), labels),
-        accuracy_of_clusters(joint.predict(x), labels),
+        clustering_accuracy(started.predict(x), labels),
+        clustering_accuracy(joint.predict(x), labels),
         int(joint.collapse(x).used.sum()),
         time.perf_counter() - begun,
     )
@@ -143,10 +134,10 @@ def of_pixels(images: Images) -> tuple[float, float]:
     em = infer(GaussianMixture(10, covariance="diagonal"), x, EM(restarts=5), seed=0, throw=False)
     log_prob = em.program.log_prob_components(x_test, em.sites())
     found = (torch.as_tensor(k_means).long(), log_prob.argmax(-1))
-    return accuracy_of_clusters(found[0], images.labels_test), accuracy_of_clusters(found[1], images.labels_test)
+    return clustering_accuracy(found[0], images.labels_test), clustering_accuracy(found[1], images.labels_test)
 
 
-def of_labels(images: Images) -> tuple[float, int, float]:
+def of_labels(images: Images, work: Work) -> tuple[float, int, float]:
     """Test accuracy with one label in twenty, how many that is, and seconds."""
     begun, num = time.perf_counter(), len(images.x) // 20
     kept = torch.randperm(len(images.x), generator=torch.Generator().manual_seed(0))[:num]
@@ -154,15 +145,15 @@ def of_labels(images: Images) -> tuple[float, int, float]:
     y[kept] = images.labels[kept]
     torch.manual_seed(0)
     prior = MixtureLatent(10, 16, dynamic=True, component_std=0.5, learn_weights=True, labels=range(10))
-    vae = fit(model(prior, images, convolutions=True, class_weight=50.0), (images.x, y), images.labelled_steps, 0)
+    vae = fit(model(prior, images, convolutions=True, class_weight=50.0), (images.x, y), work.labelled_steps, 0)
     right = vae.program.predict(images.x_test) == images.labels_test
     return float(right.double().mean()), num, time.perf_counter() - begun
 
 
-def plain_loop(images: Images, steps: int) -> float:
+def plain_loop(images: Images, dim: int, steps: int) -> float:
     """Seconds of the processor for a step, written by hand."""
     torch.manual_seed(0)
-    first, last = encoder(images.dim, tuple(images.x.shape[1:])), decoder(images.dim, tuple(images.x.shape[1:]))
+    first, last = encoder(dim, tuple(images.x.shape[1:])), decoder(dim, tuple(images.x.shape[1:]))
     optimiser = torch.optim.Adam([*first.parameters(), *last.parameters()], lr=1e-3)
     begun, done = time.process_time(), 0
     while done < steps:
@@ -179,12 +170,12 @@ def plain_loop(images: Images, steps: int) -> float:
     return (time.process_time() - begun) / done
 
 
-def our_loop(images: Images, steps: int) -> float:
+def our_loop(images: Images, dim: int, steps: int) -> float:
     """The same by `infer`: long fit minus short one, as both end with an ELBO of all rows."""
     seconds = []
     for num in (steps // 4, steps + steps // 4):
         torch.manual_seed(0)
-        vae, begun = model(MixtureLatent(1, images.dim, component_std=1.0), images), time.process_time()
+        vae, begun = model(MixtureLatent(1, dim, component_std=1.0), images), time.process_time()
         infer(vae, images.x, SVI(batch_size=128, max_steps=num, tolerance=-math.inf), seed=0, throw=False)
         seconds.append(time.process_time() - begun)
     return (seconds[1] - seconds[0]) / steps
@@ -193,13 +184,13 @@ def our_loop(images: Images, steps: int) -> float:
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
-def report(images: Images, seeds: int) -> tuple[str, list[float], float]:
+def report(images: Images, work: Work, seeds: int) -> tuple[str, list[float], float]:
     """The table with its lines, the gains of the seeds, and the cost of a step."""
-    rows = [of_priors(images, seed) for seed in range(seeds)]
+    rows = [of_priors(images, work, seed) for seed in range(seeds)]
     k_means, pixels = of_pixels(images)
-    accuracy, num, seconds = of_labels(images)
+    accuracy, num, seconds = of_labels(images, work)
     steps = 200
-    pairs = [(plain_loop(images, steps), our_loop(images, steps)) for _ in range(3)]
+    pairs = [(plain_loop(images, work.dim, steps), our_loop(images, work.dim, steps)) for _ in range(3)]
     plain, ours = (min(pair[side] for pair in pairs) for side in (0, 1))
     lines = [
         f"{len(images.x)} images, {len(images.x_test)} in the test; log p(x) of {len(rows[0].normal)}, 100 draws, nats",
@@ -231,16 +222,15 @@ def report(images: Images, seeds: int) -> tuple[str, list[float], float]:
 def main() -> None:
     """Measure, print and, on request, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    image_sets.add_arguments(parser)
+    add_arguments(parser)
     parser.add_argument("--seeds", type=int, default=3, help="fits of each prior")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    if (found := image_sets.chosen(options)) is None:
+    if (found := chosen(options)) is None:
         return
-    images = binary(found, *((5, 2000, 1000) if options.quick else (10, 14_000, 9000)))
-    seeds = 1 if options.quick else options.seeds
-    text, gains, cost = report(images, seeds)
+    work, seeds = (QUICK, 1) if options.quick else (FULL, options.seeds)
+    text, gains, cost = report(binary(found), work, seeds)
     print(text)
     if options.save:
         results = Path(__file__).parent / "results"

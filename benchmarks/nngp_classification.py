@@ -15,9 +15,7 @@ error of a mean over test rows; fits from other seeds may differ by more.
 from __future__ import annotations
 
 import argparse
-import gzip
 import math
-import os
 import sys
 import time
 import warnings
@@ -25,10 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
+from image_sets import Images, add_arguments, chosen
 from scipy.ndimage import rotate
-from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -42,39 +39,16 @@ LARGEST_DIFFERENCE = 0.01  # in accuracy on clean images, between models that di
 HEADER = f"{'test images':<14}" + "".join(f"{name + ' acc':>15}{'NLL':>8}" for name in MODELS) + f"{'gain (s.e.)':>18}"
 
 
-@dataclass(frozen=True)
-class Images:
-    """Rows of pixels from 0 to 1 with their labels, for a fit and for its test."""
-
-    x: Tensor
-    labels: Tensor
-    x_test: Tensor
-    labels_test: Tensor
-
-    def without(self, classes: tuple[int, ...]) -> Images:
-        """The same but for some classes in the fit, the others numbered anew; the test is as it was."""
-        kept = ~torch.isin(self.labels, torch.tensor(classes))
-        return Images(self.x[kept], self.labels[kept].unique(return_inverse=True)[1], self.x_test, self.labels_test)
+def first_rows(images: Images, rows: int) -> Images:
+    """Fewer of them, for the fit and for its test."""
+    return Images(images.x[:rows], images.labels[:rows], images.x_test[:rows], images.labels_test[:rows])
 
 
-def small_digits() -> Images:
-    """Scikit-learn's, 8 x 8."""
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))
-    x, labels = torch.tensor(data.data[order] / 16, dtype=torch.float32), torch.tensor(data.target[order])
-    return Images(x[:900], labels[:900], x[900:], labels[900:])
-
-
-def idx_images(folder: Path, rows: int) -> Images:
-    """The first rows of IDX files."""
-    parts = []
-    for kind in ("train", "t10k"):
-        for name, header in (("images-idx3", 16), ("labels-idx1", 8)):
-            with gzip.open(folder / f"{kind}-{name}-ubyte.gz") as file:
-                parts.append(np.frombuffer(file.read(), np.uint8, offset=header))
-    images = [torch.tensor(part.reshape(-1, 784)[:rows] / 255, dtype=torch.float32) for part in parts[::2]]
-    labels = [torch.tensor(part[:rows]).long() for part in parts[1::2]]
-    return Images(images[0], labels[0], images[1], labels[1])
+def without(images: Images, classes: tuple[int, ...]) -> Images:
+    """The same but for some classes in the fit, the others numbered anew; the test is as it was."""
+    kept = ~torch.isin(images.labels, torch.tensor(classes))
+    labels = images.labels[kept].unique(return_inverse=True)[1]
+    return Images(images.x[kept], labels, images.x_test, images.labels_test)
 
 
 # --- worse images ---------------------------------------------------------------------------------------------------
@@ -169,7 +143,7 @@ def report(images: Images, method: SVI, inducing: int) -> tuple[str, float]:
     fits = {name: fit(name, images, method, inducing) for name in MODELS}
     seconds = time.perf_counter() - start
     rows, steps = measure(images, fits), sum(posterior.history["elbo"].shape[1] for posterior in fits.values())
-    known = images.without(HELD_OUT)
+    known = without(images, HELD_OUT)
     held_out = {name: unsure(known, fit(name, known, method, inducing)) for name in MODELS}
     lines = [
         f"fit: {len(images.x)} rows, {inducing} inducing rows; test: {len(images.x_test)} rows; NLL in nats; gain: of "
@@ -196,23 +170,17 @@ def report(images: Images, method: SVI, inducing: int) -> tuple[str, float]:
 def main() -> None:
     """Measure, print and, on request, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get("PROBMIX_DATA"), help="folder that holds mnist/")
-    parser.add_argument("--set", default="mnist", help="mnist or fashion")
+    add_arguments(parser)
     parser.add_argument("--rows", type=int, default=10_000, help="rows of the fit and of the test, at most")
-    parser.add_argument("--quick", action="store_true", help="small digits and few steps: under a minute")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/nngp_classification.txt too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    folder = Path(options.data or "") / "mnist" / options.set
-    if options.quick:
-        images, method, inducing = small_digits(), SVI(batch_size=150, learning_rate=0.03, max_steps=200), 50
-    elif folder.is_dir():
-        images, method, inducing = idx_images(folder, options.rows), SVI(batch_size=250), 200
-    else:
-        print(f"skipped: no folder {folder}. Pass --data FOLDER, or set PROBMIX_DATA.")
+    if (found := chosen(options)) is None:
         return
-    text, difference = report(images, method, inducing)
+    method, inducing = SVI(batch_size=250), 200
+    if options.quick:
+        method, inducing = SVI(batch_size=150, learning_rate=0.03, max_steps=200), 50
+    text, difference = report(first_rows(found, options.rows), method, inducing)
     print(text)
     if options.save:
         results = Path(__file__).parent / "results"

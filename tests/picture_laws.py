@@ -20,6 +20,13 @@ def figure_of(picture: Axes | Figure) -> Figure:
     return picture if isinstance(picture, Figure) else picture.get_figure(root=True)
 
 
+def keeps_all_laws(draw: Draw, monkeypatch: pytest.MonkeyPatch, *, on: Callable[[Draw], None]) -> None:
+    """All of them; ``on`` is the one about the axes, or the figure, that are given."""
+    for law in (lambda picture: touches_nothing_global(picture, monkeypatch), all_text_is_inside, on):
+        law(draw)
+        plt.close("all")
+
+
 def touches_nothing_global(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting, no random state, nothing shown, one figure."""
     monkeypatch.setattr(plt, "show", lambda *args, **kwargs: pytest.fail("plt.show was called"))

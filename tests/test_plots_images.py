@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
-from picture_laws import all_text_is_inside, draws_on_given_axes, touches_nothing_global
+from picture_laws import draws_on_given_axes, keeps_all_laws
 
 from probmix.errors import DataError
 from probmix.plots import plot_images
@@ -169,11 +169,7 @@ def draw(**where: Any) -> Axes:
 
 
 def test_manners(monkeypatch: pytest.MonkeyPatch) -> None:
-    touches_nothing_global(draw, monkeypatch)
-    plt.close("all")
-    all_text_is_inside(draw)
-    plt.close("all")
-    draws_on_given_axes(draw)
+    keeps_all_laws(draw, monkeypatch, on=draws_on_given_axes)
 
 
 def test_any_kind_of_array_will_do() -> None:

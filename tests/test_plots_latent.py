@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Ellipse
-from picture_laws import all_text_is_inside, draws_on_given_axes, touches_nothing_global
+from picture_laws import draws_on_given_axes, keeps_all_laws
 from torch import Tensor
 
 from probmix.errors import DataError, ProbmixError
@@ -329,8 +329,4 @@ PICTURES: dict[str, Callable[..., Axes]] = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_manners(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    touches_nothing_global(PICTURES[name], monkeypatch)
-    plt.close("all")
-    all_text_is_inside(PICTURES[name])
-    plt.close("all")
-    draws_on_given_axes(PICTURES[name])
+    keeps_all_laws(PICTURES[name], monkeypatch, on=draws_on_given_axes)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from picture_laws import all_text_is_inside, draws_in_given_figure, touches_nothing_global
+from picture_laws import draws_in_given_figure, keeps_all_laws
 
 from probmix.errors import DataError
 from probmix.inference import EM, Adversarial, infer
@@ -167,11 +167,7 @@ def test_manners(fit: AbstractPosterior, monkeypatch: pytest.MonkeyPatch) -> Non
     def draw(**where: Any) -> Figure:
         return plot_training(fit, **where)
 
-    touches_nothing_global(draw, monkeypatch)
-    plt.close("all")
-    all_text_is_inside(draw)
-    plt.close("all")
-    draws_in_given_figure(draw)
+    keeps_all_laws(draw, monkeypatch, on=draws_in_given_figure)
     used = plt.subplots(1, 2)[0]
     with pytest.raises(DataError, match="empty figure, got one with 2 axes"):
         draw(fig=used)
