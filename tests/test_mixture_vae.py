@@ -9,7 +9,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from digits import shuffled_digits
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
@@ -286,10 +286,7 @@ def test_prior_from_an_em_fit_of_the_codes_keeps_the_clusters():
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Small digits: 1,200 rows of which 100 have labels, and 597 rows for the test."""
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))
-    x = torch.tensor(data.data[order] / 16, dtype=torch.float32)
-    y = torch.tensor(data.target[order])
+    x, y = shuffled_digits()
     return x[:1200], y[:1200].where(torch.arange(1200) < 100, -1), x[1200:], y[1200:]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from digits import shuffled_digits
 from gpytorch.kernels import RBFKernel, ScaleKernel
 from gpytorch.likelihoods import SoftmaxLikelihood
 from gpytorch.mlls import VariationalELBO
@@ -21,7 +22,6 @@ from gpytorch.variational import (
     VariationalStrategy,
 )
 from scipy import stats
-from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from torch import Tensor
 
@@ -314,10 +314,7 @@ def test_averaging_leaves_alone_what_is_fixed():
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))
-    x = torch.tensor(data.data[order] / 16, dtype=torch.float32)
-    y = torch.tensor(data.target[order])
+    x, y = shuffled_digits()
     return x[:500], y[:500], x[500:1000], y[500:1000]
 
 
