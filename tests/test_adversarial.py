@@ -280,6 +280,26 @@ def test_ctrl_c_keeps_what_there_is_and_the_checkpoint_goes_on(tmp_path):
     assert equal(whole, resumed)
 
 
+class Fails(Breaks):
+    """A generator that ends the process, as a machine that is switched off would."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        if self.training and self.calls == 0:
+            raise SystemExit
+        return super().forward(z)
+
+
+def test_a_game_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path):
+    x, network = blobs()[0], Fails(2 * 12 + 1)  # dies in step 13, after the checkpoint of step 10
+    kept = dataclasses.replace(QUICK, checkpoint=tmp_path / "game", checkpoint_every=10)
+    with pytest.raises(SystemExit):
+        infer(gan(generator=network), x, kept, seed=0)
+    network.calls = 10_000
+    whole = infer(gan(generator=network), x, QUICK, seed=0)
+    resumed = infer(gan(generator=network), x, dataclasses.replace(kept, resume=True), seed=0)
+    assert equal(whole, resumed)
+
+
 def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
     x, path = blobs()[0], tmp_path / "game"
     kept = dataclasses.replace(QUICK, checkpoint=path, checkpoint_every=5)

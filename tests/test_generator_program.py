@@ -150,6 +150,44 @@ def test_the_program_and_the_rows_have_one_log_joint(missing):
     assert density.batching == "vmap"
 
 
+@pytest.mark.parametrize("each_component", [False, True])
+def test_guesses_are_the_nearest_of_many_draws(each_component):
+    """The same draws, made again by their seed, and all distances over the numbers that are there."""
+    model = Linear()
+    x = model.draws(7, missing=True)
+    component = (torch.arange(4098) % 3) if each_component else None
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        found = generator_program(model, NOISE).nearest(2, x, each_component=each_component)
+        torch.manual_seed(4)
+        pool = model.latent.rsample(4098, component=component).z
+    distance = (model.generate(pool)[:, None] - x).square().nansum(-1)
+    for row in range(7):
+        if not each_component:
+            expected = pool[distance[:, row].argsort()[:2]]
+        else:
+            best = [own[distance[own, row].argsort()[:2]] for own in torch.arange(4098).reshape(-1, 3).T]
+            expected = pool[torch.stack(best, 1).flatten()]  # the nearest of every component, then the second ones
+        torch.testing.assert_close(found[:, row], expected)
+
+
+def test_modes_share_draws_by_their_evidence_not_their_height():
+    """A wide component holds more than its height says; with the posterior's shares no ratio is above 2 / 0.9.
+
+    One component is a tenth, the other five times as wide as the first of `Linear`: by height alone their shares would
+    be off by the determinant of the posterior covariances, and ratios with them.
+    """
+    model = Linear("spherical")
+    with torch.no_grad():
+        model.latent.loc.mul_(0.1)
+        model.latent.root.copy_(torch.tensor([[0.05], [2.5], [0.5]]).double())
+        model.matrix.mul_(0.1)
+    x = model.draws(20)
+    fit = infer(generator_program(model, NOISE), x, Inversion(num_draws=2000, tolerance=1e-9), seed=0)
+    ratios = (fit.guide.log_ratios - model.log_joint_components(x).logsumexp(-1)).exp()
+    assert float(ratios.max()) < 2 / 0.9 + 1e-6
+
+
 def test_chains_agree_with_the_closed_form_and_with_inversion():
     """Null: posterior means of z are equal; 8 numbers, 5 standard errors of the chains (ESS above 1,000)."""
     model = Linear("spherical")

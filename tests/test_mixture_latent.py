@@ -120,6 +120,16 @@ def test_which_component_has_one_more_is_random_and_their_order_too():
     assert len({tuple(component.tolist()) for component in draws}) > 10
 
 
+def test_draws_of_one_component_do_not_stand_together():
+    """In a batch that is cut in two, both halves should have all components: of 40 draws, 20 of each, 5 or more.
+
+    By chance a half of 20 has fewer than 5 of one with a probability of 0.0007 (hypergeometric); five seeds.
+    """
+    for seed in range(5):
+        half = MixtureLatent(2, 1).sample(40, seed=seed).component[:20]
+        assert int(torch.bincount(half, minlength=2).min()) >= 5
+
+
 def test_stratified_draws_follow_learnt_weights():
     mixture = latent("diagonal")
     counts = torch.bincount(mixture.sample(1000, seed=0).component, minlength=3)
