@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-__all__ = ["Images", "add_arguments", "chosen", "idx_images", "small_digits"]
+__all__ = ["Images", "add_arguments", "chosen", "clock", "idx_images", "small_digits"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Images:
     labels: Tensor
     x_test: Tensor
     labels_test: Tensor
+
+    def to(self, device: str) -> Images:
+        """The same on another device."""
+        return Images(*(table.to(device) for table in (self.x, self.labels, self.x_test, self.labels_test)))
 
     @property
     def side(self) -> int:
@@ -51,10 +56,19 @@ def idx_images(folder: Path) -> Images:
     return Images(images[0], labels[0], images[1], labels[1])
 
 
+def clock(device: torch.device) -> float:
+    """Read a clock: the processor's own time where it does all the work, else that of the wall once a GPU is done."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the images are, and how much to do with them."""
     parser.add_argument("--data", type=Path, default=os.environ.get("PROBMIX_DATA"), help="folder that holds mnist/")
     parser.add_argument("--set", default="mnist", help="mnist or fashion")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="small digits and few steps: under a minute")
     parser.add_argument("--save", action="store_true", help="write to benchmarks/results/ too")
 
@@ -62,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def chosen(options: argparse.Namespace) -> Images | None:
     """The images that the options ask for; None, with a message, where they are not there."""
     if options.quick:
-        return small_digits()
+        return small_digits().to(options.device)
     folder = Path(options.data or "") / "mnist" / options.set
     if not folder.is_dir():
         print(f"skipped: no folder {folder}. Pass --data FOLDER, or set PROBMIX_DATA.")
         return None
-    return idx_images(folder)
+    return idx_images(folder).to(options.device)

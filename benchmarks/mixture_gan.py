@@ -27,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from image_sets import Images, add_arguments, chosen
+from image_sets import Images, add_arguments, chosen, clock
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
@@ -65,11 +65,12 @@ QUICK = Work(1, 400, 400, 300, 50, 1, 1, 50)
 # --- 25 Gaussians ---------------------------------------------------------------------------------------------------
 
 
-def toy(work: Work) -> tuple[list[str], dict[str, float]]:
+def toy(work: Work, device: str) -> tuple[list[str], dict[str, float]]:
     """Modes and high-quality draws of both priors, for every seed."""
     axis = torch.arange(-4.0, 5.0, 2.0)
     centres, generator = torch.cartesian_prod(axis, axis), torch.Generator().manual_seed(0)
     x = centres[torch.randint(25, (50_000,), generator=generator)] + 0.05 * torch.randn(50_000, 2, generator=generator)
+    centres, x = centres.to(device), x.to(device)
     priors = {
         "normal, d=2": lambda: MixtureLatent(1, 2, component_std=1.0),
         "mixture, d=2": lambda: MixtureLatent(25, 2, loc_range=3.0, component_std=0.1, dynamic=True),
@@ -107,9 +108,10 @@ def classifier(inputs: Tensor, labels: Tensor, steps: int, seed: int) -> nn.Modu
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = nn.Sequential(nn.Unflatten(1, (1, side, side)), encoder_network((1, side, side), 10, width=128))
+        network.to(inputs)
         optimiser = torch.optim.Adam(network.parameters(), 1e-3)
         for _ in range(steps):
-            rows = torch.randint(len(inputs), (128,))
+            rows = torch.randint(len(inputs), (128,), device=inputs.device)
             optimiser.zero_grad()
             cross_entropy(network(inputs[rows]), labels[rows]).backward()
             optimiser.step()
@@ -198,19 +200,20 @@ def inversion(images: Images, model: MixtureGAN, work: Work) -> tuple[list[str],
 
 
 def plain(model: MixtureGAN, x: Tensor, steps: int) -> float:
-    """Seconds of the processor for the game of Goodfellow et al. (2014), written out."""
+    """Seconds for the game of Goodfellow et al. (2014), written out."""
     loc, std = model.latent.loc, float(model.latent.std[0, 0])
     g = torch.optim.Adam(model.generator.parameters(), 2e-4, betas=(0.5, 0.999), fused=True)
     d = torch.optim.Adam(model.discriminator.parameters(), 2e-4, betas=(0.5, 0.999), fused=True)
 
     def draws() -> Tensor:
-        return model.generator(loc[torch.randint(len(loc), (128,))] + std * torch.randn(128, loc.shape[1]))
+        component = torch.randint(len(loc), (128,), device=x.device)
+        return model.generator(loc[component] + std * torch.randn(128, loc.shape[1], device=x.device))
 
-    start = time.process_time()
+    start = clock(x.device)
     for _ in range(steps):
         with torch.no_grad():
             fake = draws()
-        real = x[torch.randint(len(x), (128,))]
+        real = x[torch.randint(len(x), (128,), device=x.device)]
         loss = softplus(-model.discriminator(real)).mean() + softplus(model.discriminator(fake)).mean()
         d.zero_grad()
         loss.backward()
@@ -219,14 +222,14 @@ def plain(model: MixtureGAN, x: Tensor, steps: int) -> float:
         g.zero_grad()
         loss.backward(inputs=list(model.generator.parameters()))
         g.step()
-    return time.process_time() - start
+    return clock(x.device) - start
 
 
 def fitted(model: MixtureGAN, x: Tensor, steps: int) -> float:
-    """Seconds of the processor for the same by `infer`."""
-    start = time.process_time()
+    """Seconds for the same by `infer`."""
+    start = clock(x.device)
     infer(model, x, Adversarial(steps=steps), seed=0)
-    return time.process_time() - start
+    return clock(x.device) - start
 
 
 def cost(images: Images, work: Work) -> tuple[list[str], dict[str, float]]:
@@ -268,7 +271,7 @@ def main() -> None:
     if (images := chosen(options)) is None:
         return
     work = QUICK if options.quick else FULL
-    lines, claims = toy(work)
+    lines, claims = toy(work, options.device)
     more, found, model = supervised(images, work)
     lines, claims = [*lines, "", *more], claims | found
     for part in (inversion(images, model, work), cost(images, work)):

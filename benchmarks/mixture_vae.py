@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from image_sets import Images, add_arguments, chosen
+from image_sets import Images, add_arguments, chosen, clock
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -130,17 +130,17 @@ def of_pixels(images: Images) -> tuple[float, float]:
     """Accuracy of k-means and of a mixture of normals on the pixels."""
     varies = images.x.flatten(1)[:10_000].var(0) > 1e-3
     x, x_test = images.x.flatten(1)[:10_000, varies], images.x_test.flatten(1)[:, varies]
-    k_means = KMeans(10, n_init=5, random_state=0).fit(x.numpy()).predict(x_test.numpy())
+    k_means = KMeans(10, n_init=5, random_state=0).fit(x.cpu()).predict(x_test.cpu())
     em = infer(GaussianMixture(10, covariance="diagonal"), x, EM(restarts=5), seed=0, throw=False)
     log_prob = em.program.log_prob_components(x_test, em.sites())
-    found = (torch.as_tensor(k_means).long(), log_prob.argmax(-1))
+    found = (torch.as_tensor(k_means).to(images.labels_test), log_prob.argmax(-1))
     return clustering_accuracy(found[0], images.labels_test), clustering_accuracy(found[1], images.labels_test)
 
 
 def of_labels(images: Images, work: Work) -> tuple[float, int, float]:
     """Test accuracy with one label in twenty, how many that is, and seconds."""
     begun, num = time.perf_counter(), len(images.x) // 20
-    kept = torch.randperm(len(images.x), generator=torch.Generator().manual_seed(0))[:num]
+    kept = torch.randperm(len(images.x), generator=torch.Generator().manual_seed(0))[:num].to(images.x.device)
     y = torch.full_like(images.labels, -1)
     y[kept] = images.labels[kept]
     torch.manual_seed(0)
@@ -151,13 +151,14 @@ def of_labels(images: Images, work: Work) -> tuple[float, int, float]:
 
 
 def plain_loop(images: Images, dim: int, steps: int) -> float:
-    """Seconds of the processor for a step, written by hand."""
+    """Seconds for a step, written by hand."""
     torch.manual_seed(0)
-    first, last = encoder(dim, tuple(images.x.shape[1:])), decoder(dim, tuple(images.x.shape[1:]))
+    shape, device = tuple(images.x.shape[1:]), images.x.device
+    first, last = encoder(dim, shape).to(device), decoder(dim, shape).to(device)
     optimiser = torch.optim.Adam([*first.parameters(), *last.parameters()], lr=1e-3)
-    begun, done = time.process_time(), 0
+    begun, done = clock(device), 0
     while done < steps:
-        for rows in torch.randperm(len(images.x)).split(128)[:-1]:
+        for rows in torch.randperm(len(images.x), device=device).split(128)[:-1]:
             x = images.x[rows]
             loc, log_std = first(x).chunk(2, -1)
             z = loc + log_std.exp() * torch.randn_like(loc)
@@ -167,7 +168,7 @@ def plain_loop(images: Images, dim: int, steps: int) -> float:
             (loss / len(x)).backward()
             optimiser.step()
             done += 1
-    return (time.process_time() - begun) / done
+    return (clock(device) - begun) / done
 
 
 def our_loop(images: Images, dim: int, steps: int) -> float:
@@ -175,9 +176,9 @@ def our_loop(images: Images, dim: int, steps: int) -> float:
     seconds = []
     for num in (steps // 4, steps + steps // 4):
         torch.manual_seed(0)
-        vae, begun = model(MixtureLatent(1, dim, component_std=1.0), images), time.process_time()
+        vae, begun = model(MixtureLatent(1, dim, component_std=1.0), images), clock(images.x.device)
         infer(vae, images.x, SVI(batch_size=128, max_steps=num, tolerance=-math.inf), seed=0, throw=False)
-        seconds.append(time.process_time() - begun)
+        seconds.append(clock(images.x.device) - begun)
     return (seconds[1] - seconds[0]) / steps
 
 

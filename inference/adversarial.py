@@ -17,9 +17,10 @@ from probmix.errors import MethodError
 from probmix.inference.adversarial_losses import LOSSES, LossName, slope_penalty
 from probmix.inference.adversarial_players import Players, Snapshot, read_checkpoint, write_checkpoint
 from probmix.inference.method import AbstractMethod, Problem, common, require
+from probmix.nested import map_tensors
 from probmix.posterior import PointPosterior
 from probmix.status import Status
-from probmix.typing import ImplicitModel
+from probmix.typing import ImplicitModel, is_implicit
 
 __all__ = ["Adversarial"]
 
@@ -157,7 +158,7 @@ class Adversarial(AbstractMethod):
 
     def start(self, problem: Problem) -> AdversarialState:
         """Return the first state: new networks, or those of the checkpoint."""
-        if not isinstance(problem.program, ImplicitModel):
+        if not is_implicit(problem.program):
             raise MethodError(
                 f"Adversarial() trains a model with a generator and a discriminator, such as MixtureGAN, got "
                 f"{type(problem.program).__name__}. Use SVI() or NUTS() for a program."
@@ -169,6 +170,8 @@ class Adversarial(AbstractMethod):
             identity = self._identity(problem)
             if self.resume:
                 good = read_checkpoint(self.checkpoint, identity)
+                there = problem.arguments.args[0].device
+                good = good._replace(history=map_tensors(lambda value: value.to(there), good.history))
                 steps = good.iteration
                 require(self.steps >= steps, "steps", f"at least the {steps} of the checkpoint", self.steps)
                 players.restore(good)
@@ -281,7 +284,7 @@ class Adversarial(AbstractMethod):
                     lost=f"the {name}'s loss was {float(loss):g} between steps {first} and {state.iteration}",
                     iteration=state.good.iteration,
                 )
-        record = {"step": torch.tensor(state.iteration)}
+        record = {"step": torch.tensor(state.iteration, device=x.device)}
         record |= {f"{name}_loss": loss for name, loss in zip(_PLAYERS, losses, strict=True)}
         record |= state.players.gradient_norms() | {"component_score": score}
         record |= {"component_usage": self._usage(state.players.model, x, drawn)}

@@ -53,6 +53,7 @@ class Batches:
     Args:
         num_rows: rows in all.
         batch_size: rows in a batch; None: all.
+        device: of the data; an order on another one would make every step wait.
 
     Example:
         >>> batches = Batches(5, 2)
@@ -60,16 +61,16 @@ class Batches:
         4
     """
 
-    def __init__(self, num_rows: int, batch_size: int | None) -> None:
+    def __init__(self, num_rows: int, batch_size: int | None, device: torch.device | None = None) -> None:
         self.num_rows = num_rows
         self.batch_size = None if batch_size is None or batch_size >= num_rows else batch_size
-        self._order, self._next = torch.empty(0, dtype=torch.long), 0
+        self._order, self._next = torch.empty(0, dtype=torch.long, device=device), 0
 
     def rows(self) -> Tensor:
         """Return the rows of the next batch; uses torch's global generator."""
         assert self.batch_size is not None
         if self._next + self.batch_size > len(self._order):
-            self._order, self._next = torch.randperm(self.num_rows), 0
+            self._order, self._next = torch.randperm(self.num_rows, device=self._order.device), 0
         self._next += self.batch_size
         return self._order[self._next - self.batch_size : self._next]
 
@@ -119,7 +120,7 @@ class StructuredEngine(AbstractEngine):
         parameters = {name: value.detach().clone().requires_grad_() for name, value in first.items()}
         rate = self.learning_rate or self.model.svi_settings(len(data[0])).learning_rate
         optimiser = torch.optim.Adam(parameters.values(), lr=rate, fused=True)
-        batches = Batches(len(data[0]), self.batch_size)
+        batches = Batches(len(data[0]), self.batch_size, data[0].device)
         return StructuredState(parameters, optimiser, [], [], batches, 0, ({}, 0), _copied(parameters))
 
     def step(self, problem: Problem, state: StructuredState) -> StructuredState:

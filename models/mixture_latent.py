@@ -269,7 +269,8 @@ class MixtureLatent(nn.Module):
         residual = loc[..., None, :] - self.loc
         if self.covariance == "full":
             tril = self.tril
-            inverse = torch.linalg.inv(tril)
+            unit = torch.eye(self.dim, dtype=tril.dtype, device=tril.device)
+            inverse = torch.linalg.solve_triangular(tril, unit, upper=False)
             quadratic = torch.einsum("kij,...kj->...ki", inverse, residual).square().sum(-1)
             trace = std.square() @ inverse.square().sum(-2).mT
             log_det = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -27,7 +27,7 @@ def nested_rhat(values: Any, superchains: int) -> Array:
     ``(N - 1) / N`` on its first term; with one draw a chain it compares superchains by their chains alone.
 
     Args:
-        values: draws; NumPy array or tensor on the host.
+        values: draws, an array or a tensor.
         superchains: K, at least 2, a divisor of the number of chains.
 
     Returns:
@@ -101,16 +101,21 @@ def standing_apart(values: Any, superchains: int) -> tuple[NDArray[np.int64], Ar
         (array([1]), array([-12.]))
     """
     _, among, within = _variances(values, superchains)
-    means = np.asarray(values, dtype=np.float64).reshape(superchains, -1).mean(1)
+    means = _numbers(values).reshape(superchains, -1).mean(1)
     distance = means - np.sort(means)[superchains // 2]
     error = np.sqrt(among / (np.shape(values)[0] // superchains))
     apart = np.abs(distance) > max(_STANDARD_ERRORS * error, 0.1 * np.sqrt(within))
     return np.flatnonzero(apart), distance[apart]
 
 
+def _numbers(values: Any) -> Array:
+    """Return an array of what may be a tensor on any device."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float64)
+
+
 def _variances(values: Any, superchains: int) -> tuple[Array, Array, Array]:
     """Return variances between superchains, among the chains of one (mean), and within chains (mean)."""
-    array = np.asarray(values, dtype=np.float64)
+    array = _numbers(values)
     chains, draws = array.shape[:2]
     if superchains < 2 or chains % superchains:
         raise ValueError(

@@ -25,7 +25,7 @@ from probmix.log_density import LogDensity
 from probmix.simulation import simulate, trace_sites
 from probmix.status import Status
 from probmix.storage import Missing, read, write
-from probmix.typing import Dims, ImplicitModel, OwnGuide, Program, Sites
+from probmix.typing import Dims, OwnGuide, Program, Sites, is_implicit
 
 __all__ = ["AbstractPosterior", "DrawsPosterior", "GuidePosterior", "PointPosterior", "load_posterior"]
 
@@ -333,7 +333,7 @@ def load_posterior(
     if program is not None:
         if isinstance(posterior, GuidePosterior) and isinstance(program, OwnGuide):
             program = program.fitted(posterior.guide)
-        if isinstance(posterior, PointPosterior) and isinstance(program, ImplicitModel):
+        if isinstance(posterior, PointPosterior) and is_implicit(program):
             program = program.with_parameters(posterior.point, *posterior.args)
         posterior = dataclasses.replace(posterior, program=program)
     if data is not None:

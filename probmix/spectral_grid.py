@@ -382,7 +382,8 @@ class GridSpectralMixtureKernel(Kernel):
         super().__init__(**kwargs)
         self.register_buffer("frequencies", grid.frequencies)
         self.register_buffer("bandwidths", grid.bandwidths)
-        first = torch.zeros(*self.batch_shape, len(grid), dtype=None if weights is None else weights.dtype)
+        dtype, device = None if weights is None else weights.dtype, grid.frequencies.device
+        first = torch.zeros(*self.batch_shape, len(grid), dtype=dtype, device=device)
         self.register_parameter("raw_weights", nn.Parameter(first))
         self.register_constraint("raw_weights", Positive())
         self.weights = torch.full_like(first, 1 / len(grid)) if weights is None else weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
@@ -27,6 +27,7 @@ __all__ = [
     "RowLatents",
     "Sites",
     "Starting",
+    "is_implicit",
 ]
 
 #: A callable with Pyro statements; ``program(*data)``.
@@ -138,7 +139,6 @@ class OwnGuide(Protocol):
         ...
 
 
-@runtime_checkable
 class Generative(Protocol):
     """A trained generator with a mixture of Gaussians as the prior of its latent vectors."""
 
@@ -167,7 +167,6 @@ class RowLatents(Protocol):
         ...
 
 
-@runtime_checkable
 class ImplicitModel(Protocol):
     """A model that is known by its draws, and the discriminator that adversarial training needs beside them.
 
@@ -215,6 +214,18 @@ class ImplicitModel(Protocol):
     def component_logits(self, outputs: Tensor) -> Tensor:
         """Return log probabilities of components, but for a constant, ``(n, K)``."""
         ...
+
+
+def is_implicit(model: Any) -> TypeGuard[ImplicitModel]:
+    """Return whether a model can be trained by `Adversarial`.
+
+    Not by ``isinstance``, which from Python 3.12 on does not see the submodules of a `torch.nn.Module`.
+
+    Example:
+        >>> is_implicit(lambda: None)
+        False
+    """
+    return all(hasattr(model, name) for name in ("latent", "generator", "discriminator", "built_for", "judge"))
 
 
 class Additive(Protocol):

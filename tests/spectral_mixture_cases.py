@@ -103,4 +103,4 @@ def covariance(model: SpectralMixtureGP, sites: dict[str, Tensor], x: Tensor) ->
 def beside(x: Tensor) -> Tensor:
     """Rows between, beyond and at those of the data."""
     span = x.max(0).values - x.min(0).values
-    return torch.cat([x.mean(0) + span * (normal(4, x.shape[1], seed=9) - 0.3), x[:1]])
+    return torch.cat([x.mean(0) + span * (normal(4, x.shape[1], seed=9).to(x) - 0.3), x[:1]])
