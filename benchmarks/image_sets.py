@@ -5,16 +5,26 @@ from __future__ import annotations
 import argparse
 import gzip
 import os
+import sys
 import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-__all__ = ["Images", "add_arguments", "chosen", "clock", "idx_images", "small_digits"]
+__all__ = ["Images", "Parts", "Wanted", "add_arguments", "chosen", "clock", "idx_images", "measure", "small_digits"]
+
+
+#: Part of a table -> function of some settings that returns its lines, and figures by their names.
+Parts: TypeAlias = Mapping[str, Callable[..., tuple[list[str], dict[str, float]]]]
+
+#: Part -> what is claimed -> whether the figures say so.
+Wanted: TypeAlias = Mapping[str, Mapping[str, Callable[[Mapping[str, float]], bool]]]
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,14 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the images are, and how much to do with them."""
+def add_arguments(parser: argparse.ArgumentParser, parts: Collection[str] = ()) -> None:
+    """Where the images are, and what to do with them."""
     parser.add_argument("--data", type=Path, default=os.environ.get("PROBMIX_DATA"), help="folder that holds mnist/")
     parser.add_argument("--set", default="mnist", help="mnist or fashion")
+    if parts:
+        parser.add_argument(
+            "--only", nargs="+", choices=parts, default=list(parts), help="parts of the table; else all"
+        )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="small digits and few steps: under a minute")
     parser.add_argument("--save", action="store_true", help="write to benchmarks/results/ too")
@@ -82,3 +96,30 @@ def chosen(options: argparse.Namespace) -> Images | None:
         print(f"skipped: no folder {folder}. Pass --data FOLDER, or set PROBMIX_DATA.")
         return None
     return idx_images(folder).to(options.device)
+
+
+def measure(name: str, options: argparse.Namespace, parts: Parts, wanted: Wanted, *settings: Any) -> None:
+    """Print the table of each part that is asked for, then all claims; leave with an error where one is not so.
+
+    Args:
+        name: of the file of results, on request; the set, if it is not MNIST, and a GPU are added to it.
+        options: those of the command line.
+        parts: name -> function of the settings that returns the lines of a table, and figures by their names.
+        wanted: part -> what is claimed -> whether the figures say so. Not asked of a quick run.
+        settings: of every part.
+    """
+    lines, claims = [], {}
+    for part in options.only:
+        table, found = parts[part](*settings)
+        print("\n".join([*table, ""]), flush=True)
+        lines, claims = [*lines, *table, ""], claims | found
+    figures = [f"{claim}={value:.4g}" for claim, value in claims.items()]
+    print("\n".join(figures))
+    if options.save:
+        of_set = "" if options.set == "mnist" else f"_{options.set}"
+        on = "" if options.device == "cpu" else f"_{options.device}"
+        file = Path(__file__).parent / "results" / f"{name}{of_set}{on}.txt"
+        file.write_text("\n".join([*lines, *figures]) + "\n", encoding="utf-8")
+    missed = [what for part in options.only for what, holds in wanted[part].items() if not holds(claims)]
+    if missed and not options.quick:
+        sys.exit(f"not so: {'; '.join(missed)}")

@@ -8,7 +8,7 @@ generated images show. One generator is then inverted: the component of held-out
 pairs of generated image and component, and chains from several modes. A step is compared with the same step in a plain
 loop of PyTorch, without averages and looks.
 
-    python benchmarks/mixture_gan.py --data FOLDER [--set mnist] [--save]
+    python benchmarks/mixture_gan.py --data FOLDER [--set mnist] [--only toy games cost] [--device cuda] [--save]
     python benchmarks/mixture_gan.py --quick
 
 FOLDER (or PROBMIX_DATA) holds ``mnist/<set>`` with the four IDX files of MNIST, or of a set of that form; with
@@ -19,15 +19,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 import warnings
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import torch
-from image_sets import Images, add_arguments, chosen, clock
+from image_sets import Images, Wanted, add_arguments, chosen, clock, measure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
@@ -65,9 +63,9 @@ QUICK = Work(1, 400, 400, 300, 50, 1, 1, 50)
 # --- 25 Gaussians ---------------------------------------------------------------------------------------------------
 
 
-def toy(work: Work, device: str) -> tuple[list[str], dict[str, float]]:
-    """Modes and high-quality draws of both priors, for every seed."""
-    axis = torch.arange(-4.0, 5.0, 2.0)
+def toy(images: Images, work: Work) -> tuple[list[str], dict[str, float]]:
+    """Modes and high-quality draws of both priors, for every seed; of the images only their device counts."""
+    device, axis = images.x.device, torch.arange(-4.0, 5.0, 2.0)
     centres, generator = torch.cartesian_prod(axis, axis), torch.Generator().manual_seed(0)
     x = centres[torch.randint(25, (50_000,), generator=generator)] + 0.05 * torch.randn(50_000, 2, generator=generator)
     centres, x = centres.to(device), x.to(device)
@@ -247,43 +245,40 @@ def cost(images: Images, work: Work) -> tuple[list[str], dict[str, float]]:
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
-def failures(claims: dict[str, float]) -> list[str]:
-    """What was claimed and is not so."""
-    wanted = {
-        "25 of 25 modes for every seed": claims["least_modes_mixture"] == 25,
-        "at least 90 % high quality for every seed": claims["least_high_quality_mixture"] >= 0.9,
-        "the dial works": all(claims[f"dial_monotone_{game}"] for game in GAMES),
-        "95 % of labels right": min(claims[f"labels_right_{game}"] for game in GAMES) >= 0.95,
-        "the posterior beats the classifier": claims["components_right_posterior"]
-        >= claims["components_right_encoder"],
-        "a step costs no more": claims["probmix_over_plain_loop"] <= LARGEST_COST,
-    }
-    return [name for name, holds in wanted.items() if not holds]
+def games(images: Images, work: Work) -> tuple[list[str], dict[str, float]]:
+    """Both supervised games, and one of their generators inverted."""
+    lines, claims, model = supervised(images, work)
+    more, found = inversion(images, model, work)
+    return [*lines, "", *more], claims | found
+
+
+PARTS = {"toy": toy, "games": games, "cost": cost}
+WANTED: Wanted = {
+    "toy": {
+        "25 of 25 modes for every seed": lambda of: of["least_modes_mixture"] == 25,
+        "at least 90 % high quality for every seed": lambda of: of["least_high_quality_mixture"] >= 0.9,
+    },
+    "games": {
+        "the dial works": lambda of: all(of[f"dial_monotone_{game}"] for game in GAMES),
+        "95 % of labels right": lambda of: min(of[f"labels_right_{game}"] for game in GAMES) >= 0.95,
+        "the posterior beats the classifier": lambda of: (
+            of["components_right_posterior"] >= of["components_right_encoder"]
+        ),
+    },
+    "cost": {"a step costs no more": lambda of: of["probmix_over_plain_loop"] <= LARGEST_COST},
+}
 
 
 def main() -> None:
     """Measure, print and, on request, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
+    add_arguments(parser, PARTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if (images := chosen(options)) is None:
         return
-    work = QUICK if options.quick else FULL
-    lines, claims = toy(work, options.device)
-    more, found, model = supervised(images, work)
-    lines, claims = [*lines, "", *more], claims | found
-    for part in (inversion(images, model, work), cost(images, work)):
-        lines, claims = [*lines, "", *part[0]], claims | part[1]
-    lines += ["", *(f"{name}={value:.4g}" for name, value in claims.items())]
-    text = "\n".join(lines)
-    print(text)
-    if options.save:
-        name = "mixture_gan.txt" if options.set == "mnist" else f"mixture_gan_{options.set}.txt"
-        (Path(__file__).parent / "results" / name).write_text(text + "\n", encoding="utf-8")
-    if not options.quick and (missed := failures(claims)):
-        sys.exit(f"not so: {'; '.join(missed)}")
+    measure("mixture_gan", options, PARTS, WANTED, images, QUICK if options.quick else FULL)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from probmix.errors import DataError, MethodError
 from probmix.nested import map_tensors
@@ -95,9 +96,9 @@ class Players:
     @torch.no_grad()
     def average(self, decay: float, iteration: int) -> None:
         """Move the averages towards the generator: at first faster, so that they forget where it started."""
-        share = 1 - min(decay, (1 + iteration) / (10 + iteration))
-        for mean, value in self._pairs:
-            mean.lerp_(value, share)
+        decay = min(decay, (1 + iteration) / (10 + iteration))
+        means, values = self._averages
+        get_ema_multi_avg_fn(decay)(means, values, iteration)
 
     def gradient_norms(self) -> Sites:
         """Return the norms of the last gradients of both players."""
@@ -141,15 +142,15 @@ class Players:
         """Return the model as it is to be used: with the averages, in evaluation mode, without gradients."""
         if averaged:
             with torch.no_grad():
-                for mean, value in self._pairs:
+                for mean, value in zip(*self._averages, strict=True):
                     value.copy_(mean)
         return self.model.frozen()
 
     @cached_property
-    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+    def _averages(self) -> tuple[list[Tensor], list[Tensor]]:
         """Averages, and the parameters of the generator and the mixture that they are of."""
         played = [*self.model.generator.parameters(), *self.model.latent.parameters()]
-        return list(zip(self.averaged.parameters(), played, strict=True))
+        return list(self.averaged.parameters()), played
 
     @property
     def _device(self) -> torch.device:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probmix.importance import Importance, elbo
 from probmix.inference.method import Problem
@@ -117,7 +117,8 @@ class StructuredEngine(AbstractEngine):
         """Return the first state."""
         data = problem.arguments.args
         first = self.model.first_parameters(*data)
-        parameters = {name: value.detach().clone().requires_grad_() for name, value in first.items()}
+        own = isinstance(self.model, nn.Module)  # a copy for this fit, whose parameters may change in place
+        parameters = first if own else {name: value.detach().clone().requires_grad_() for name, value in first.items()}
         rate = self.learning_rate or self.model.svi_settings(len(data[0])).learning_rate
         optimiser = torch.optim.Adam(parameters.values(), lr=rate, fused=True)
         batches = Batches(len(data[0]), self.batch_size, data[0].device)

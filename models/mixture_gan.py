@@ -215,7 +215,7 @@ class MixtureGAN(nn.Module):
         """Return the scores of real data with these labels as real data of their class, ``(n,)``."""
         scores = outputs[:, : self.num_scores]
         if self.supervision is None:
-            return scores[:, 0]
+            return scores.squeeze(-1)
         assert label is not None
         own = scores.gather(-1, label[:, None]).squeeze(-1)
         if self.supervision == "each_class":

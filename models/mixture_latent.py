@@ -162,7 +162,9 @@ class MixtureLatent(nn.Module):
         self.num_classes = None if labels is None else int(torch.as_tensor(labels).max()) + 1
 
     @classmethod
-    def from_sites(cls, sites: Mapping[str, Tensor], *, dynamic: bool = True, **settings: object) -> Self:
+    def from_sites(
+        cls, sites: Mapping[str, Tensor], *, dynamic: bool = True, added_var: Tensor | None = None, **settings: object
+    ) -> Self:
         """Return the mixture with the weights, locations and covariances of a fitted `GaussianMixture`.
 
         Such as one of the codes that an encoder gives, whose clusters a learnt prior then starts from.
@@ -170,10 +172,12 @@ class MixtureLatent(nn.Module):
         Args:
             sites: ``weights``, ``loc`` and ``cov`` or ``var``, without leading axes.
             dynamic: as for the class.
+            added_var: variances ``(d,)`` to be added to those of all components, such as those of the codes themselves.
             settings: further settings of the class; ``covariance`` is that of the sites.
 
         Raises:
-            ProgramError: the sites are those of another model.
+            ProgramError: the sites are those of another model, or do not tell a variance for each component from one
+                for each axis.
 
         Example:
             >>> from probmix.datasets import load_iris
@@ -189,20 +193,19 @@ class MixtureLatent(nn.Module):
                 f"sites: expected weights, loc and cov or var of a GaussianMixture, got {sorted(sites)}. "
                 "Fit one to the codes, e.g. with covariance='diagonal'."
             )
-        loc, var = sites["loc"], sites.get("var", sites.get("cov"))
-        assert var is not None
+        loc, var = sites["loc"], _covariances(sites)
         num, dim = loc.shape
-        kind = "full" if var.shape == (num, dim, dim) and "cov" in sites else "diagonal"
+        kind = "full" if var.dim() == 3 else "diagonal"
         latent = cls(num, dim, dynamic=dynamic, covariance=kind, loc=loc, **settings)  # type: ignore[arg-type]
         floor_var = latent.floor_std**2
+        more = var.new_zeros(dim) if added_var is None else added_var
         with torch.no_grad():
             latent.logits.copy_(sites["weights"].log())
             if kind == "full":
-                values, vectors = torch.linalg.eigh(var)
+                values, vectors = torch.linalg.eigh(var + torch.diag(more))
                 latent.root.copy_(vectors * (values - floor_var).clamp_min(0.1 * floor_var).sqrt()[:, None, :])
             else:
-                each = var.reshape(num, -1).expand(num, dim)
-                latent.root.copy_((each - floor_var).clamp_min(0.1 * floor_var).sqrt())
+                latent.root.copy_((var + more - floor_var).clamp_min(0.1 * floor_var).sqrt())
         return latent
 
     # -- the mixture ------------------------------------------------------------------------------------------------
@@ -225,7 +228,7 @@ class MixtureLatent(nn.Module):
         if self.covariance != "full":
             return torch.diag_embed(self.std)
         floor = self.floor_std**2 * torch.eye(self.dim, dtype=self.root.dtype, device=self.root.device)
-        return torch.linalg.cholesky(self.root @ self.root.mT + floor)
+        return torch.linalg.cholesky_ex(self.root @ self.root.mT + floor).L  # definite: nothing to wait and check for
 
     def distribution(self, *, temperature: float = 1.0) -> dist.MixtureSameFamily:
         """Return the law of z, components summed out, as a distribution of one vector."""
@@ -288,7 +291,7 @@ class MixtureLatent(nn.Module):
         """Return draws with gradients by locations and covariances, from torch's global generator.
 
         Components are stratified: each has its share of ``num`` to within one, so that all get a gradient of the same
-        quality; which has one more is random.
+        quality; which has one more is random. They come in order of their number.
 
         Args:
             num: n.
@@ -321,7 +324,10 @@ class MixtureLatent(nn.Module):
             DataError: components that there are not, or another number of them than ``num``.
         """
         with isolated(seed, dtype=self.loc.dtype, device=self.loc.device), torch.no_grad():
-            chosen = None if component is None else self._chosen(component, num)
+            if component is None:
+                chosen = self._stratified(num)[torch.randperm(num, device=self.loc.device)]
+            else:
+                chosen = self._chosen(component, num)
             return self.rsample(num, component=chosen, temperature=temperature)
 
     # -- what has become of it ----------------------------------------------------------------------------------------
@@ -354,14 +360,10 @@ class MixtureLatent(nn.Module):
     # The rest.
 
     def _stratified(self, num: int) -> Tensor:
-        """Return components ``(num,)`` by systematic resampling of their weights, in random order."""
-        device = self.loc.device
+        """Return components ``(num,)``, in order, by systematic resampling of their weights."""
         edges = self.weights.detach().cumsum(-1)
-        points = (torch.arange(num, device=device) + torch.rand((), device=device)) / num
-        component = torch.searchsorted(edges, points.to(edges)).clamp_max(self.num_components - 1)
-        order = torch.randperm(self.num_components, device=device) if not self.learn_weights else None
-        component = component if order is None else order[component]  # so that who has one more is random
-        return component[torch.randperm(num, device=device)]
+        points = (torch.arange(num, device=edges.device) + torch.rand((), device=edges.device)) / num
+        return torch.searchsorted(edges, points.to(edges)).clamp_max(self.num_components - 1)
 
     def _chosen(self, component: int | Tensor, num: int) -> Tensor:
         chosen = torch.as_tensor(component, device=self.loc.device)
@@ -389,6 +391,20 @@ def _check(
             f"component_std: expected a number above floor_std={floor_std!r}, which is positive, got "
             f"{component_std!r}. It is a standard deviation, not a variance."
         )
+
+
+def _covariances(sites: Mapping[str, Tensor]) -> Tensor:
+    """Return the covariances ``(K, d, d)`` or variances ``(K, d)`` of all components, whatever they share."""
+    num, dim = sites["loc"].shape
+    if "cov" in sites:
+        return sites["cov"].expand(num, dim, dim)
+    var = sites["var"]
+    if var.shape == (num,) == (dim,):
+        raise ProgramError(
+            f"var: expected shape ({num}, {dim}), as ({num},) may be one for each component or one for each axis. "
+            f"Write var[:, None].expand(-1, {dim}) or var.expand({num}, -1)."
+        )
+    return (var[:, None] if var.shape == (num,) else var).expand(num, dim)
 
 
 def _temperature(temperature: float) -> float:

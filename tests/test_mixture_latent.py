@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.stats import kstwobign, multivariate_normal
 
+from probmix.datasets import load_iris
 from probmix.errors import DataError, ProgramError
 from probmix.inference import EM, infer
 from probmix.models import GaussianMixture, MixtureLatent
@@ -235,15 +236,17 @@ def test_one_component_is_the_normal_distribution():
     assert str(mixture.separation()) == "one component; none collapsed"
 
 
-@pytest.mark.parametrize("covariance", ["full", "diagonal", "spherical"])
+@pytest.mark.parametrize("covariance", ["full", "tied", "diagonal", "spherical", "EEI", "EII", "VEI", "EEV", "EVE"])
 def test_it_takes_the_place_of_a_fitted_mixture(covariance):
-    x = torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + torch.tensor([3.0, 0.0])
-    x[:80] -= 6
-    em = infer(GaussianMixture(2, covariance), x, EM(), seed=0)
+    x = load_iris().x
+    em = infer(GaussianMixture(2, covariance), x, EM(), seed=0, throw=False)
     mixture = MixtureLatent.from_sites(em.sites(), floor_std=1e-4)
     ours, theirs = mixture.log_prob(x), GaussianMixture(2, covariance).log_prob(x, em.sites())
     torch.testing.assert_close(ours.detach(), theirs, rtol=1e-9, atol=1e-9)
     assert mixture.loc.requires_grad
+    wider = MixtureLatent.from_sites(em.sites(), floor_std=1e-4, added_var=torch.arange(4.0).double())
+    cov, before = (each.tril @ each.tril.mT for each in (wider, mixture))
+    torch.testing.assert_close(cov - before, torch.diag(torch.arange(4.0)).double().expand(2, 4, 4), rtol=0, atol=1e-9)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -286,3 +289,28 @@ def test_a_negative_temperature_is_refused():
 def test_sites_of_another_model_are_refused():
     with pytest.raises(ProgramError, match=r"weights, loc and cov or var of a GaussianMixture, got \['rate'\]"):
         MixtureLatent.from_sites({"rate": torch.ones(3)})
+
+
+@pytest.mark.parametrize("learn_weights", [True, False])
+def test_components_have_their_share_of_the_draws_whether_weights_are_learnt_or_not(learn_weights):
+    """Stratified: to within one. Negative control: the weights the other way round."""
+    weights = torch.tensor([0.7, 0.2, 0.1])
+    sites = {"weights": weights, "loc": torch.eye(3), "var": torch.ones(3, 3)}
+    latent = MixtureLatent.from_sites(sites, learn_weights=learn_weights)
+    for seed in range(20):
+        count = latent.sample(1000, seed=seed).component.bincount(minlength=3)
+        assert ((count - 1000 * weights).abs() <= 1).all()
+        assert ((count - 1000 * weights.flip(0)).abs() > 1).any()
+
+
+def test_draws_of_a_seed_come_in_random_order_and_those_of_training_in_order():
+    latent = MixtureLatent(4, 2)
+    component = latent.sample(100, seed=0).component
+    assert 50 < int(component.diff().ne(0).sum()) < 95  # 75 expected, standard deviation 4.3; in order it is 3
+    assert (latent.rsample(100).component.diff() >= 0).all()
+
+
+def test_variances_that_may_be_of_components_or_of_axes_are_refused():
+    sites = {"weights": torch.full((2,), 0.5), "loc": torch.eye(2), "var": torch.ones(2)}
+    with pytest.raises(ProgramError, match=r"expected shape \(2, 2\), as \(2,\) may be one for each component or one"):
+        MixtureLatent.from_sites(sites)
