@@ -123,7 +123,7 @@ def right(network: nn.Module, x: Tensor, labels: Tensor) -> float:
 
 def trained(images: Images, game: str, work: Work, seed: int) -> MixtureGAN:
     """A supervised generator, a component for each class."""
-    latent = MixtureLatent(10, 16, component_std=0.25 if game == "each_class" else 0.5, labels=range(10))
+    latent = MixtureLatent(10, 16, component_std=0.2 if game == "each_class" else 0.5, labels=range(10))
     method = Adversarial(steps=work.steps, learning_rate=5e-4, gradient_penalty=2.0)
     two_thirds = 2 * len(images.x) // 3
     data = (images.x[:two_thirds], images.labels[:two_thirds])

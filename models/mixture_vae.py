@@ -60,8 +60,8 @@ class MixtureVAE(nn.Module):
     that is lower by :math:`E_q \mathrm{KL}(q(k \mid x) \,\|\, p(k \mid z))`; here none is needed, and what a cluster is
     follows from the prior: `responsibilities`. A mixture that starts at random next to networks that do easily merges
     all data into few components: train with one component first, fit a `GaussianMixture` to the means of the codes by
-    `EM()`, and go on from `with_prior`. Clusters depend on the covariances of that mixture: with ``"EEV"``, of one
-    volume and shape, ten of them find 0.85 to 0.94 of the classes of MNIST over three seeds, with ``"full"`` 0.77.
+    `EM()`, and go on from `with_prior`. Clusters depend on the covariances of that mixture: on MNIST ten components of
+    ``"EEV"``, one volume and shape, match 0.85 to 0.94 of the classes over three seeds, of ``"full"`` 0.68 to 0.78.
 
     Labels: with a prior that has ``labels``, pass ``(x, y)``, where y is -1 for rows whose class is not known. The sum
     of a labelled row is over the components of its class, so that the bound is one of log p(x, y); and ``class_weight``
