@@ -1,12 +1,13 @@
 """Generators with a mixture prior: modes kept, labels right, a dial that works, inversion, and what a step costs.
 
 On 25 Gaussians of a 5 x 5 grid the same networks are trained with a normal prior and with a learnt mixture of 25, in
-two and in eight latent dimensions. Spread is the root mean square distance of high-quality draws from their mode,
-relative to that of the data: a count of modes does not see that they have shrunk. On images both supervised games are
-trained on two thirds of the rows; a classifier of the other third, which the discriminator never sees, says what the
-generated images show. One generator is then inverted: the component of held-out images beside a classifier trained on
-pairs of generated image and component, and chains from several modes. A step is compared with the same step in a plain
-loop of PyTorch, without averages and looks.
+two and in eight latent dimensions. The learning rate was chosen for the mixture in eight: at twice that, one seed in
+six lost a mode, and the normal prior kept 8 to 15 of 25. Spread is the root mean square distance of high-quality draws
+from their mode, relative to that of the data: a count of modes does not see that they have shrunk. On images both
+supervised games are trained on two thirds of the rows; a classifier of the other third, which the discriminator never
+sees, says what the generated images show. One generator is then inverted: the component of held-out images beside a
+classifier trained on pairs of generated image and component, and chains from several modes. A step is compared with the
+same step in a plain loop of PyTorch, without averages and looks.
 
     python benchmarks/mixture_gan.py --data FOLDER [--set mnist] [--only toy games cost] [--device cuda] [--save]
     python benchmarks/mixture_gan.py --quick
@@ -77,7 +78,7 @@ def toy(images: Images, work: Work) -> tuple[list[str], dict[str, float]]:
     }
     lines = [f"{'25 Gaussians':<14}{'seed':>6}{'modes':>8}{'high quality':>14}{'spread':>8}{'KL':>8}{'seconds':>9}"]
     claims = {}
-    method = Adversarial(steps=work.toy_steps, batch_size=256, learning_rate=1e-3)
+    method = Adversarial(steps=work.toy_steps, batch_size=256, learning_rate=5e-4)
     for name, latent in priors.items():
         found = []
         for seed in range(work.seeds):
