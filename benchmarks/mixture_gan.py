@@ -5,9 +5,9 @@ two and in eight latent dimensions. The learning rate was chosen for the mixture
 six lost a mode, and the normal prior kept 8 to 15 of 25. Spread is the root mean square distance of high-quality draws
 from their mode, relative to that of the data: a count of modes does not see that they have shrunk. On images both
 supervised games are trained on two thirds of the rows; a classifier of the other third, which the discriminator never
-sees, says what the generated images show. One generator is then inverted: the component of held-out images beside a
-classifier trained on pairs of generated image and component, and chains from several modes. A step is compared with the
-same step in a plain loop of PyTorch, without averages and looks.
+sees, says what the generated images show. The second generator is then inverted: the component of held-out images
+beside a classifier trained on pairs of generated image and component, and chains from several modes. A step is compared
+with the same step in a plain loop of PyTorch, without averages and looks.
 
     python benchmarks/mixture_gan.py --data FOLDER [--set mnist] [--only toy games cost] [--device cuda] [--save]
     python benchmarks/mixture_gan.py --quick
@@ -157,7 +157,7 @@ def supervised(images: Images, work: Work) -> tuple[list[str], dict[str, float],
             lines.append(f"{game:<18}{temperature:>12.2f}{labels:>14.4f}{quality:>9.4f}{diversity:>11.3f}")
         claims[f"labels_right_{game}"] = found[TEMPERATURES.index(1.0)][0]
         claims[f"dial_monotone_{game}"] = all(a[1] > b[1] and a[2] < b[2] for a, b in pairwise(found))
-    return lines, claims, models["each_class"]
+    return lines, claims, models["classes_and_fake"]
 
 
 # --- inversion ------------------------------------------------------------------------------------------------------
