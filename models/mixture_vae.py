@@ -189,8 +189,10 @@ class MixtureVAE(nn.Module):
 
         In training mode with the weights of the settings; in evaluation mode, as after a fit, without any.
         """
-        own, rows = parameters is self._learnt, (num_particles, x, *y)  # then there is nothing to put in their place
-        bounds = self._bounds(*rows) if own else with_parameters(self, parameters, MixtureVAE._bounds, *rows)
+        if parameters is self._learnt:  # there is nothing to put in their place
+            bounds = self._bounds(num_particles, x, *y)
+        else:
+            bounds = with_parameters(self, parameters, MixtureVAE._bounds, num_particles, x, *y)
         return num_rows / len(x) * bounds.sum(-1)
 
     def guide(self, parameters: Sites, x: Tensor, *y: Tensor) -> AmortisedGuide:
