@@ -105,7 +105,7 @@ def measure(name: str, options: argparse.Namespace, parts: Parts, wanted: Wanted
         name: of the file of results, on request; the set, if it is not MNIST, and a GPU are added to it.
         options: those of the command line.
         parts: name -> function of the settings that returns the lines of a table, and figures by their names.
-        wanted: part -> what is claimed -> whether the figures say so. Not asked of a quick run.
+        wanted: part -> what is claimed -> whether the figures say so. Asked of MNIST alone, and not of a quick run.
         settings: of every part.
     """
     lines, claims = [], {}
@@ -121,5 +121,5 @@ def measure(name: str, options: argparse.Namespace, parts: Parts, wanted: Wanted
         file = Path(__file__).parent / "results" / f"{name}{of_set}{on}.txt"
         file.write_text("\n".join([*lines, *figures]) + "\n", encoding="utf-8")
     missed = [what for part in options.only for what, holds in wanted[part].items() if not holds(claims)]
-    if missed and not options.quick:
+    if missed and not options.quick and options.set == "mnist":
         sys.exit(f"not so: {'; '.join(missed)}")

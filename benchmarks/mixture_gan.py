@@ -2,8 +2,8 @@
 
 On 25 Gaussians of a 5 x 5 grid the same networks are trained with a normal prior and with a learnt mixture of 25, in
 two and in eight latent dimensions. The learning rate was chosen for the mixture in eight: at twice that, one seed in
-six lost a mode, and the normal prior kept 8 to 15 of 25. Spread is the root mean square distance of high-quality draws
-from their mode, relative to that of the data: a count of modes does not see that they have shrunk. On images both
+eight lost a mode, and the normal prior kept 8 to 15 of 25. Spread is the root mean square distance of high-quality
+draws from their mode, relative to that of the data: a count of modes does not see that they have shrunk. On images both
 supervised games are trained on two thirds of the rows; a classifier of the other third, which the discriminator never
 sees, says what the generated images show. The second generator is then inverted: the component of held-out images
 beside a classifier trained on pairs of generated image and component, and chains from several modes. A step is compared

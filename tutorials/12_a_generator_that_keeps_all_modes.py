@@ -429,6 +429,6 @@ print(again.status)
 # - Two seeds are two seeds. Eight dimensions are not a law either: with other numbers of dimensions, and with fewer
 #   data, a mode was lost here and there when we tried.
 # - The networks are small and the training short, the same for both. The learning rate was chosen for the mixture: at
-#   twice that it lost a mode or three from one seed in six, and the normal prior kept a few more. Other losses and
+#   twice that it lost a mode or three from one seed in eight, and the normal prior kept a few more. Other losses and
 #   penalties (`loss="wasserstein"`, `gradient_penalty=`) change both columns.
 # - A mixture prior does not keep a generator from learning points by heart. Look inside the modes.
