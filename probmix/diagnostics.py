@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import f as f_distribution
 
+from probmix.plots_inputs import to_numbers
+
 __all__ = ["Array", "nested_rhat", "nested_rhat_limit", "standing_apart"]
 
 Array = NDArray[np.float64]
@@ -100,22 +102,18 @@ def standing_apart(values: Any, superchains: int) -> tuple[NDArray[np.int64], Ar
         >>> found, distance.round()
         (array([1]), array([-12.]))
     """
+    values = to_numbers(values, "values")
     _, among, within = _variances(values, superchains)
-    means = _numbers(values).reshape(superchains, -1).mean(1)
+    means = values.reshape(superchains, -1).mean(1)
     distance = means - np.sort(means)[superchains // 2]
     error = np.sqrt(among / (np.shape(values)[0] // superchains))
     apart = np.abs(distance) > max(_STANDARD_ERRORS * error, 0.1 * np.sqrt(within))
     return np.flatnonzero(apart), distance[apart]
 
 
-def _numbers(values: Any) -> Array:
-    """Return an array of what may be a tensor on any device."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float64)
-
-
 def _variances(values: Any, superchains: int) -> tuple[Array, Array, Array]:
     """Return variances between superchains, among the chains of one (mean), and within chains (mean)."""
-    array = _numbers(values)
+    array = to_numbers(values, "values")
     chains, draws = array.shape[:2]
     if superchains < 2 or chains % superchains:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch.func import functional_call, jvp
 
 from probmix.errors import DataError, ProgramError
 from probmix.networks import decoder_network, encoder_network
+from probmix.typing import Generative, has_members
 
 __all__ = [
     "ROWS",
@@ -189,7 +190,7 @@ def require_trained(model: Any) -> None:
             ...
         probmix.errors.ProgramError: model: expected a trained model with a latent mixture and a generator, got ...
     """
-    if not hasattr(model, "latent") or not hasattr(model, "generate") or getattr(model, "generator", model) is None:
+    if not has_members(model, Generative) or getattr(model, "generator", model) is None:
         raise ProgramError(
             f"model: expected a trained model with a latent mixture and a generator, got {type(model).__name__}. Pass "
             "fit.program of infer(MixtureGAN(...), x, Adversarial(), seed=0)."

@@ -27,6 +27,7 @@ __all__ = [
     "RowLatents",
     "Sites",
     "Starting",
+    "has_members",
     "is_implicit",
 ]
 
@@ -123,7 +124,7 @@ class OwnGuide(Protocol):
         ...
 
     def first_parameters(self, *data: Tensor) -> Sites:
-        """Return unconstrained parameters to start from."""
+        """Return unconstrained parameters to start from; a torch module returns its own, which the fit then changes."""
         ...
 
     def elbo(self, parameters: Sites, *rows: Tensor, num_rows: int, num_particles: int) -> Tensor:
@@ -216,16 +217,27 @@ class ImplicitModel(Protocol):
         ...
 
 
+def has_members(value: Any, protocol: type) -> bool:
+    """Return whether a value has all that a protocol names, the submodules of a `torch.nn.Module` among them.
+
+    From Python 3.12 on ``isinstance`` does not see those.
+
+    Example:
+        >>> has_members(lambda: None, Generative)
+        False
+    """
+    names = {*vars(protocol), *protocol.__annotations__}
+    return all(hasattr(value, name) for name in names if not name.startswith("_"))
+
+
 def is_implicit(model: Any) -> TypeGuard[ImplicitModel]:
     """Return whether a model can be trained by `Adversarial`.
-
-    Not by ``isinstance``, which from Python 3.12 on does not see the submodules of a `torch.nn.Module`.
 
     Example:
         >>> is_implicit(lambda: None)
         False
     """
-    return all(hasattr(model, name) for name in ("latent", "generator", "discriminator", "built_for", "judge"))
+    return has_members(model, ImplicitModel)
 
 
 class Additive(Protocol):
